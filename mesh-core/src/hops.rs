@@ -1,7 +1,7 @@
 //! How many proxies of the mesh a connection passes, so that one that is led in a circle ends: bytes have no header to count in, as HTTP has. Waypoints and
 //! gateways ask before they go on to another one.
 //!
-//! A tunnel says the count. A plain connection, which is all that a gateway takes from another proxy, says nothing: who comes from a proxy that way has
+//! A tunnel to a waypoint says the count. A connection to a gateway, in a tunnel or not, says nothing: who comes from a proxy that way has
 //! passed as many as may be followed by none that way. So every circle ends, whatever it is made of:
 //!
 //! ```text

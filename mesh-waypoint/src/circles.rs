@@ -3,9 +3,9 @@
 
 use std::net::IpAddr;
 
+use mesh_core::Identity;
 use mesh_core::hops::{self, To};
 use mesh_core::listener::{Open, Transport};
-use mesh_core::{Identity, Workload};
 
 use crate::engine::Lane;
 use crate::peer::Peer;
@@ -22,13 +22,9 @@ const TOLD_EVERY: u64 = 256;
 pub fn is_proxy(view: &View, own: &Own, from: IpAddr, proved: Option<&Identity>) -> bool {
     let workload = view.snapshot.workload_by_address(&own.place.network, &from.to_canonical());
     workload.is_some_and(|workload| {
-        (workload.native_tunnel || is_gateway(view, workload))
+        (workload.native_tunnel || view.is_gateway(workload))
             && proved.is_none_or(|proved| *proved == workload.identity())
     })
-}
-
-fn is_gateway(view: &View, workload: &Workload) -> bool {
-    view.labels.get(&workload.uid).is_some_and(|labels| labels.contains_key(hops::GATEWAY))
 }
 
 /// Refuses to go on to an endpoint by which the connection would come back, for ever.
@@ -46,7 +42,7 @@ fn circle(shared: &Shared, view: &View, passed: u8, endpoint: &Endpoint) -> Opti
     if shared.own.place.ips.contains(&at.ip().to_canonical()) && is_heard(shared, view, at.port()) {
         return Some("it leads back to this proxy itself");
     }
-    let to = match (&endpoint.waypoint, is_gateway(view, &endpoint.workload)) {
+    let to = match (&endpoint.waypoint, view.is_gateway(&endpoint.workload)) {
         (Some(_), _) => To::Tunnel,
         (None, true) => To::Plain,
         (None, false) => To::Endpoint,

@@ -87,12 +87,14 @@ impl Downstream {
         Self { lane, peer, asked, entry: None, watch, drain, principal, bound, _lead: Some(lead) }
     }
 
-    /// A connection from outside of the mesh. Endpoints are asked in the gateway's own name; to policies and rules the client is nobody.
+    /// A connection to what a gateway listens for. Endpoints are asked in the gateway's own name; to policies the client is who it has proved to be in a tunnel, and
+    /// from outside of the mesh nobody.
     #[must_use]
     pub fn at_edge(lane: Arc<Lane>, entry: Entry, drain: DrainToken) -> Self {
         let peer = lane.shared.own.as_peer();
         let asked = Authority::Address((peer.address.ip(), entry.bind).into());
-        let (watch, principal, bound) = Default::default();
+        let (watch, bound) = Default::default();
+        let principal = entry.client.as_ref().map(Identity::principal).unwrap_or_default();
         Self { lane, peer, asked, entry: Some(entry), watch, drain, principal, bound, _lead: None }
     }
 
@@ -102,10 +104,19 @@ impl Downstream {
         self.entry.as_ref().map_or(self.peer.address, |entry| entry.from)
     }
 
-    /// What the client has proved; nothing if it comes from outside of the mesh.
+    /// What the client has proved; nothing if it comes from outside of the mesh without a tunnel.
     #[must_use]
     pub fn proved(&self) -> Option<&Identity> {
-        self.peer.proved().filter(|_| self.entry.is_none())
+        match &self.entry {
+            None => self.peer.proved(),
+            Some(entry) => entry.client.as_ref(),
+        }
+    }
+
+    /// Whether `peer` is the gateway or waypoint itself, which asks for a client of another kind or for one without a name.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        self.entry.is_some() || self.peer.stranger
     }
 
     /// Whether that is said now of a single request, in the process's own log; then, how often it was not since it was said last.

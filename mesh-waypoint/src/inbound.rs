@@ -13,10 +13,12 @@ use mesh_transport::socket::{AcceptLoop, Armed};
 use crate::circles;
 use crate::connection;
 use crate::downstream::Downstream;
+use crate::edge::inside::{self, Come};
 use crate::engine::{Engine, Lane};
 use crate::peer::Peer;
 use crate::refused::Reason;
 use crate::shared::Way;
+use crate::sources::Full;
 use crate::target::NotOurs;
 
 /// Accepts tunnels until the process drains. Each lives on one lane.
@@ -65,6 +67,9 @@ async fn tunnel(lane: Arc<Lane>, tcp: Armed, from: SocketAddr, drain: DrainToken
 
 /// Answers one CONNECT and serves what comes through it.
 async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken) {
+    if let Some(bind) = inside::asked(&lane, request.authority()) {
+        return at_edge(lane, request, bind, drain).await;
+    }
     let (asked, peer) = match request.authority().stranger_s() {
         None => (request.authority().clone(), peer(&lane, &request)),
         Some(asked) => match stranger(&lane, &request, asked) {
@@ -90,6 +95,22 @@ async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken)
     let Ok(stream) = request.accept(&downstream.lane.shared.own.baggage) else { return };
     stream.measure(|| downstream.lane.shared.path(Way::In, from, stream.peer()));
     connection::serve(downstream, stream).await;
+}
+
+/// The same for what a gateway listens for.
+async fn at_edge(lane: Arc<Lane>, request: InboundRequest, bind: u16, drain: DrainToken) {
+    let peer = peer(&lane, &request);
+    let come = match Come::new(&lane, bind, peer.address, peer.identity) {
+        Ok(come) => come,
+        Err(full) => {
+            let reason = if full == Full::All { Reason::ConnectionLimit } else { Reason::SourceLimit };
+            lane.shared.refusals.tell(reason, peer.address, format!("port {bind}: too many connections"));
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    let Ok(stream) = request.accept(&lane.shared.own.baggage) else { return };
+    stream.measure(|| lane.shared.path(Way::In, peer.address.ip(), stream.peer()));
+    come.serve(lane, stream, drain).await;
 }
 
 /// In ztunnel's codes: what is a mistake is 400, what may be better elsewhere or later 503.

@@ -193,7 +193,8 @@ impl<'a> Record<'a> {
         let who = Who {
             peer: &down.peer,
             from: down.from(),
-            outside: down.proved().is_none(),
+            outside: down.is_outside(),
+            proved: down.proved(),
             client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
             endpoint: endpoint.map(|reached| &reached.workload),
             service: endpoint.and_then(|reached| reached.service.as_ref()),
@@ -269,7 +270,8 @@ fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags: Flags) -> 
     let who = Who {
         peer: &downstream.peer,
         from: downstream.from(),
-        outside: downstream.proved().is_none(),
+        outside: downstream.is_outside(),
+        proved: downstream.proved(),
         client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
         endpoint: endpoint.map(|endpoint| &endpoint.workload),
         service: endpoint.and_then(|endpoint| endpoint.service.as_ref()),

@@ -63,6 +63,8 @@ reasons! {
     ClientCertificate = "client_certificate",
     /// The client does not believe the certificate that it is shown.
     RefusedByPeer = "refused_by_peer",
+    /// It comes from outside of the mesh to what is for the mesh.
+    NotOfMesh = "not_of_mesh",
     /// Too many handshakes of tunnels from one address, or in all.
     HalfOpenLimit = "half_open_limit",
     /// Too many tunnels from one address, or in all.

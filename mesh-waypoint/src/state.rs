@@ -4,9 +4,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_core::Snapshot;
 use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, LabelChange, LabelIndex, Security, Table};
 use mesh_core::listener::{Certificates, Listeners, Open};
+use mesh_core::{Snapshot, Workload, hops};
 use tokio::sync::watch;
 
 use crate::entry::Edge;
@@ -41,6 +41,12 @@ impl View {
     #[must_use]
     pub fn cluster(&self, key: &ClusterKey, client: &Client<'_>) -> Option<&Arc<Cluster>> {
         self.clusters.find(key, client).or_else(|| self.former.find(key, client))
+    }
+
+    /// Whether a workload is a pod of a Gateway.
+    #[must_use]
+    pub fn is_gateway(&self, workload: &Workload) -> bool {
+        self.labels.get(&workload.uid).is_some_and(|labels| labels.contains_key(hops::GATEWAY))
     }
 }
 

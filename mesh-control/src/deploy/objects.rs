@@ -11,7 +11,7 @@ use super::plan::{Asked, Service};
 use super::{Defaults, MANAGED, MANAGER_LABEL, scaling};
 use crate::ca::authority::ROOTS_FILE;
 use crate::index::Settings;
-use crate::resource::waypoint::GATEWAY_NAME;
+use crate::resource::waypoint::{GATEWAY_NAME, TUNNEL, TUNNEL_HTTP};
 
 const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 /// As whom the pods run; as the image says.
@@ -101,6 +101,10 @@ fn deployment(asked: &Asked, over: &Overlay, defaults: &Defaults, settings: &Set
         ("service.istio.io/canonical-revision", "latest"),
     ] {
         labels.insert(key.to_owned(), value.to_owned());
+    }
+    // Of a waypoint everybody knows it.
+    if !asked.is_waypoint {
+        labels.entry(TUNNEL.to_owned()).or_insert_with(|| TUNNEL_HTTP.to_owned());
     }
     let mut annotations = asked.spec.annotations().clone();
     let (metrics, path) = (METRICS.to_string(), "/stats/prometheus".to_owned());

@@ -16,6 +16,7 @@ use super::waypoint::{Guard, Waypoints};
 use crate::diagnosis::Problem;
 use crate::resource::meta::shown;
 use crate::resource::pod::State;
+use crate::resource::waypoint::{TUNNEL, TUNNEL_HTTP};
 use crate::resource::{Key, Kind, Objects, Pod};
 
 /// The workload of a pod that has these addresses.
@@ -39,8 +40,10 @@ pub fn workload(
     // Of a namespace that is not of the mesh the addresses are known, so that they are reached as everything outside of it is.
     let is_member = pod.enrolled && settings.discovers(objects, &pod.namespace);
     workload.protocol = if is_member { TunnelProtocol::Hbone } else { TunnelProtocol::None };
-    // No agent enrols it: it ends tunnels itself.
-    if waypoints.served_by(pod).is_some() && settings.discovers(objects, &pod.namespace) {
+    // No agent enrols it: it ends tunnels itself. An older gateway does not, for what it listens for.
+    let says = || pod.labels.get(TUNNEL).is_some_and(|value| value == TUNNEL_HTTP);
+    let ends_tunnels = waypoints.served_by(pod).is_some() || says() && waypoints.edge_of(pod).is_some();
+    if ends_tunnels && settings.discovers(objects, &pod.namespace) {
         workload.protocol = TunnelProtocol::Hbone;
         workload.native_tunnel = true;
     }

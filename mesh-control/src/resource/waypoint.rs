@@ -107,6 +107,11 @@ impl Bypass {
     }
 }
 
+/// On a pod, with [`TUNNEL_HTTP`] as in Istio: it takes tunnels. Pods of gateways that do not say so are reached without.
+pub const TUNNEL: &str = "networking.istio.io/tunnel";
+/// A tunnel is HTTP/2's CONNECT in mutual TLS.
+pub const TUNNEL_HTTP: &str = "http";
+
 /// On a gateway: what its Deployment and its Service are called.
 pub const NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
 /// The longest value of a label, and the longest name of a Service.

@@ -5,6 +5,7 @@
 //! connection -> Listeners::port -> Port::Http                          request's host -> Listener -> its table
 //!                               -> Port::Tls   SNI -> Listener, TLS ends, request's host must mean the same one -> its table
 //!                                                              , or TLS passes on     -> a passage by SNI
+//!                               -> Port::Tls   in a tunnel of the mesh, without TLS in it -> the listeners that take such: their tables, or a passage
 //!                               -> Port::Tcp   the one listener        -> its passage
 //! datagram   -> Listeners::datagrams    the one listener               -> its places
 //! ```
@@ -29,7 +30,7 @@ use crate::spoken::Spoken;
 
 pub use certificate::{Certificates, Credential, Secret};
 pub use datagram::{DatagramPlace, DatagramRoute};
-pub use port::{Astray, Port};
+pub use port::{Astray, Inside, Made, Port};
 
 /// Everything that one gateway listens for. Immutable.
 #[derive(Clone, Default)]
@@ -91,6 +92,8 @@ pub enum Encryption {
     Ends(Tls),
     /// It is passed on as it is.
     Passes,
+    /// It is the mesh's own: clients come in tunnels, in which they have proved who they are, and nobody else is let in.
+    Mesh,
 }
 
 /// TLS that ends at the gateway.

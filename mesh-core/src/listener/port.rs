@@ -11,10 +11,39 @@ use crate::l7::{HostIndex, HostPattern};
 pub enum Port {
     /// HTTP without TLS; the host of each request decides.
     Http(HostIndex<Option<Arc<Listener>>>),
-    /// TLS; the name in the client's first message decides.
-    Tls(HostIndex<Option<Arc<Listener>>>),
+    /// TLS; the name in the client's first message decides. Of who comes in a tunnel without one, one of those `inside` is meant.
+    Tls {
+        /// By name.
+        names: HostIndex<Option<Arc<Listener>>>,
+        /// Those that take tunnels of the mesh in place of TLS.
+        inside: Vec<Arc<Listener>>,
+        /// There are no others.
+        only_inside: bool,
+    },
     /// Bytes.
     Tcp(Arc<Listener>),
+}
+
+/// What a connection was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made<'a> {
+    /// The name that TLS asked for; without TLS none.
+    For(Option<&'a str>),
+    /// What takes a tunnel of the mesh in place of TLS.
+    Inside,
+}
+
+/// What is meant by who comes in a tunnel of the mesh to a port of TLS, and begins none.
+#[derive(Clone, Copy, Debug)]
+pub enum Inside<'a> {
+    /// Requests; the host of each decides.
+    Requests,
+    /// Bytes of this listener.
+    Bytes(&'a Arc<Listener>),
+    /// There is no listener for that.
+    Nobody,
+    /// Several take bytes, and nothing tells them apart.
+    Unclear,
 }
 
 /// Why no listener takes a request.
@@ -32,7 +61,9 @@ impl Port {
     /// With its first listener.
     pub(super) fn of(listener: &Arc<Listener>) -> Self {
         let mut port = match (&listener.encryption, &listener.serves) {
-            (Encryption::Ends(_) | Encryption::Passes, _) => Self::Tls(HostIndex::default()),
+            (Encryption::Ends(_) | Encryption::Passes | Encryption::Mesh, _) => {
+                Self::Tls { names: HostIndex::default(), inside: Vec::new(), only_inside: true }
+            }
             // Closed it takes its names and no more. Of datagrams there is no such port.
             (Encryption::None, Serves::Http(_) | Serves::Datagrams(_) | Serves::Closed(_)) => {
                 Self::Http(HostIndex::default())
@@ -48,11 +79,49 @@ impl Port {
         let plain = listener.encryption == Encryption::None;
         let index = match self {
             Self::Http(index) if plain && !matches!(listener.serves, Serves::Bytes(_)) => index,
-            Self::Tls(index) if !plain => index,
+            Self::Tls { names, .. } if !plain => names,
             _ => return,
         };
+        let mut is_named = false;
         for pattern in &listener.hosts {
-            index.entry(pattern).get_or_insert_with(|| Arc::clone(listener));
+            let place = index.entry(pattern);
+            is_named |= place.is_none();
+            place.get_or_insert_with(|| Arc::clone(listener));
+        }
+        if let Self::Tls { inside, only_inside, .. } = self
+            && is_named
+        {
+            match listener.encryption {
+                Encryption::Mesh => inside.push(Arc::clone(listener)),
+                _ => *only_inside = false,
+            }
+        }
+    }
+
+    /// What is meant in a tunnel of the mesh by who begins no TLS there, and speaks HTTP or does not.
+    #[must_use]
+    pub fn inside(&self, http: bool) -> Inside<'_> {
+        let Self::Tls { inside, .. } = self else { return Inside::Nobody };
+        if http && inside.iter().any(|listener| matches!(listener.serves, Serves::Http(_))) {
+            return Inside::Requests;
+        }
+        let mut bytes = inside.iter().filter(|listener| !matches!(listener.serves, Serves::Http(_)));
+        match (bytes.next(), bytes.next()) {
+            (None, _) => Inside::Nobody,
+            (Some(listener), None) => Inside::Bytes(listener),
+            (Some(_), Some(_)) => Inside::Unclear,
+        }
+    }
+
+    /// The only listener of the port, if whatever comes in tunnels is its: of such a client nothing has to be seen first.
+    #[must_use]
+    pub fn all_inside(&self) -> Option<&Arc<Listener>> {
+        match self {
+            Self::Tls { inside, only_inside: true, .. } => match inside.as_slice() {
+                [one] if !matches!(one.serves, Serves::Http(_)) => Some(one),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -61,7 +130,7 @@ impl Port {
         let is = |found: Option<&Arc<Listener>>| found.is_some_and(|found| Arc::ptr_eq(found, listener));
         match self {
             Self::Tcp(own) => Arc::ptr_eq(own, listener),
-            Self::Http(index) | Self::Tls(index) => {
+            Self::Http(index) | Self::Tls { names: index, .. } => {
                 let own = |pattern: &HostPattern| index.get(pattern).and_then(Option::as_ref);
                 listener.hosts.iter().any(|pattern| is(own(pattern)))
             }
@@ -74,20 +143,21 @@ impl Port {
         match self {
             Self::Tcp(own) => Some(own),
             // The empty name is nobody's but of who takes all.
-            Self::Http(index) | Self::Tls(index) => index.find(name.unwrap_or_default()).find_map(Option::as_ref),
+            Self::Http(index) | Self::Tls { names: index, .. } => {
+                index.find(name.unwrap_or_default()).find_map(Option::as_ref)
+            }
         }
     }
 
-    /// The listener of a request for `host`, in a connection that was made for `sni` where there is TLS.
-    pub fn request(&self, sni: Option<&str>, host: &str) -> Result<&Arc<Listener>, Astray> {
+    /// The listener of a request for `host`, in a connection that was made for `sni` where there is TLS, or for what takes tunnels of the mesh.
+    pub fn request(&self, made: Made<'_>, host: &str) -> Result<&Arc<Listener>, Astray> {
         let own = self.named(Some(host)).ok_or(Astray::Unknown)?;
-        match self {
-            Self::Http(_) => Ok(own),
-            Self::Tcp(_) => Err(Astray::Unknown),
-            Self::Tls(_) => {
-                let made = self.named(sni).is_some_and(|made| Arc::ptr_eq(made, own));
-                if made { Ok(own) } else { Err(Astray::Misdirected) }
-            }
-        }
+        let is_made = match (self, made) {
+            (Self::Http(_), _) => true,
+            (Self::Tcp(_), _) => return Err(Astray::Unknown),
+            (Self::Tls { .. }, Made::Inside) => own.encryption == Encryption::Mesh,
+            (Self::Tls { .. }, Made::For(sni)) => self.named(sni).is_some_and(|made| Arc::ptr_eq(made, own)),
+        };
+        if is_made { Ok(own) } else { Err(Astray::Misdirected) }
     }
 }

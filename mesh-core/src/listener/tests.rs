@@ -58,7 +58,7 @@ fn features_GA_the_most_specific_listener_has_a_name_alone() {
     ] {
         assert_eq!(named(&listeners, bind, Some(name)), expected, "{bind} {name}");
         let port = listeners.port(bind);
-        let request = port.and_then(|port| port.request(None, name).ok()).map(|found| found.name.as_str());
+        let request = port.and_then(|port| port.request(Made::For(None), name).ok()).map(|found| found.name.as_str());
         assert_eq!(request, expected, "{bind} {name}");
     }
     assert_eq!(listeners.ports().collect::<Vec<_>>(), [80, 81]);
@@ -87,7 +87,7 @@ fn features_GA_a_request_in_another_listener_s_connection_is_misdirected() {
         (None, "one.com", Err(Astray::Misdirected)),
         (Some("else.com"), "one.com", Err(Astray::Misdirected)),
     ] {
-        let found = port.request(sni, host).map(|found| found.name.as_str());
+        let found = port.request(Made::For(sni), host).map(|found| found.name.as_str());
         assert_eq!(found, expected, "{sni:?} {host}");
     }
     assert_eq!(named(&listeners, 443, None), None, "without a name nobody's but of who takes all");
@@ -182,5 +182,50 @@ fn a_proxy_in_front_is_believed_by_its_address() {
         (Some(&["0.0.0.0/0"]), "2001:db8::1", false),
     ] {
         assert_eq!(believes(peers, peer), expected, "{peers:?} {peer}");
+    }
+}
+
+#[test]
+fn features_GW_4_in_a_tunnel_of_the_mesh_no_name_is_asked_for() {
+    let requests = || listener("web", 443, &["a.com", "b.com"], Encryption::Mesh, Serves::Http(Arc::default()));
+    let bytes = |name: &str, host: &str| listener(name, 443, &[host], Encryption::Mesh, Serves::Bytes(Vec::new()));
+    let inside = |all: &[Arc<Listener>], http| {
+        let listeners = Listeners::new("shop/edge", all.to_vec());
+        let port = listeners.port(443).unwrap();
+        let meant = match port.inside(http) {
+            Inside::Requests => "requests".to_owned(),
+            Inside::Bytes(listener) => listener.name.to_string(),
+            Inside::Nobody => "nobody".to_owned(),
+            Inside::Unclear => "unclear".to_owned(),
+        };
+        (meant, port.all_inside().is_some())
+    };
+    let (one, two, outside) = (bytes("one", "c.com"), bytes("two", "d.com"), https("outside", 443, &["e.com"]));
+    for (what, all, requests, others, alone) in [
+        ("requests alone", vec![requests()], "requests", "nobody", false),
+        ("bytes alone", vec![one.clone()], "one", "one", true),
+        ("both", vec![one.clone(), requests()], "requests", "one", false),
+        ("two of bytes", vec![one.clone(), two.clone()], "unclear", "unclear", false),
+        ("bytes beside what is for others", vec![outside.clone(), one.clone()], "one", "one", false),
+        ("nothing", vec![outside.clone()], "nobody", "nobody", false),
+        // A listener whose names are all another's is none.
+        ("the same name twice", vec![one.clone(), bytes("again", "c.com")], "one", "one", true),
+        ("the name of another", vec![https("first", 443, &["c.com"]), one.clone()], "nobody", "nobody", false),
+        ("no TLS at all", vec![http("plain", 443, &["*"])], "nobody", "nobody", false),
+    ] {
+        assert_eq!(inside(&all, true), (requests.to_owned(), alone), "{what}");
+        assert_eq!(inside(&all, false), (others.to_owned(), alone), "{what}");
+    }
+    let listeners = Listeners::new("shop/edge", vec![requests(), outside]);
+    let port = listeners.port(443).unwrap();
+    for (made, host, expected) in [
+        (Made::Inside, "a.com", Ok("web")),
+        (Made::Inside, "b.com", Ok("web")),
+        (Made::Inside, "e.com", Err(Astray::Misdirected)),
+        (Made::Inside, "x.com", Err(Astray::Unknown)),
+        (Made::For(Some("e.com")), "e.com", Ok("outside")),
+        (Made::For(Some("e.com")), "a.com", Err(Astray::Misdirected)),
+    ] {
+        assert_eq!(port.request(made, host).map(|found| found.name.as_str()), expected, "{made:?} {host}");
     }
 }

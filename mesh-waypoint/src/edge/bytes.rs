@@ -78,7 +78,7 @@ pub async fn plain(
     }
 }
 
-/// Copies what comes out of TLS.
+/// Copies what comes out of TLS, or of a tunnel of the mesh.
 pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     lane: &Arc<Lane>,
     entry: Entry,
@@ -90,7 +90,8 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     let mut record = Record::begin(&downstream);
     let policies = lane.shared.state.policies();
     // The permit is held until the copy is over.
-    let (endpoint, wire, _permit) = reach(&downstream, listener, false, &mut record).await?;
+    let (endpoint, wire, _permit) =
+        reach(&downstream, listener, listener.encryption == Encryption::Passes, &mut record).await?;
     let counters = record.open(&endpoint, Counts::AsSeen);
     let mut near = Counted::new(stream, Arc::clone(&counters));
     let over = silence::wait(&counters, silence::limits(&endpoint));
@@ -126,7 +127,8 @@ pub fn refused(lane: &Arc<Lane>, entry: Entry, drain: DrainToken) {
 
 /// The connection, with the proxies that it has passed, as far as its address tells.
 fn arrived(lane: &Arc<Lane>, entry: Entry, drain: DrainToken) -> Downstream {
-    let is_proxy = circles::is_proxy(&lane.shared.state.view(), &lane.shared.own, entry.from.ip(), None);
+    let proved = entry.client.as_ref();
+    let is_proxy = circles::is_proxy(&lane.shared.state.view(), &lane.shared.own, entry.from.ip(), proved);
     let mut downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
     downstream.peer.hops = hops::passed(if is_proxy { hops::From::Plain } else { hops::From::Client });
     downstream

@@ -26,6 +26,7 @@ use crate::http::io::Io;
 use crate::http::serve::{End, Serve, serve as serve_http};
 use crate::http::sniff::Spoken;
 use crate::refused::Reason;
+use crate::shared::Shared;
 use crate::sources::EdgePlace;
 
 /// Serves a connection to its end.
@@ -39,16 +40,23 @@ pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, dra
     let cut = Rarely::new(cut.cancelled());
     tokio::select! {
         () = cut => {}
-        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), &mut place, drain) => match served {
-            Ok(()) => {}
-            Err(Ended::Refused(reason, why)) => shared.refusals.tell(reason, from, format!("port {bind}: {why}")),
-            Err(Ended::Told(why)) => tracing::debug!(%from, bind, why, "a connection was refused"),
+        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), &mut place, drain) => {
+            told(&shared, served, bind, from);
         }
     }
 }
 
+/// Tells of one that has ended out of order.
+pub(super) fn told(shared: &Shared, served: Result<(), Ended>, bind: u16, from: SocketAddr) {
+    match served {
+        Ok(()) => {}
+        Err(Ended::Refused(reason, why)) => shared.refusals.tell(reason, from, format!("port {bind}: {why}")),
+        Err(Ended::Told(why)) => tracing::debug!(%from, bind, why, "a connection was refused"),
+    }
+}
+
 /// Why a connection has ended out of order.
-enum Ended {
+pub(super) enum Ended {
     /// Nobody has told of it.
     Refused(Reason, String),
     /// It has its record, or its requests have.
@@ -62,7 +70,7 @@ impl From<String> for Ended {
 }
 
 /// It was refused.
-fn refused(reason: Reason, why: impl ToString) -> Ended {
+pub(super) fn refused(reason: Reason, why: impl ToString) -> Ended {
     Ended::Refused(reason, why.to_string())
 }
 
@@ -97,19 +105,38 @@ async fn accepted(
             Err(why.to_owned().into())
         }
         Way::Ends(listener, terms, name, first) => {
-            let accept = TlsAcceptor::from(Arc::clone(&terms.config)).accept(Io::new(tcp, first, Arc::default()));
-            let stream = timeout_at(deadline, Box::pin(accept)).await.map_err(|_| late())?;
-            let stream = stream.map_err(|error| refused(Reason::of_handshake(&error), error))?;
-            let stream = Box::new(stream);
-            let (agreed, client) = told(&stream, &terms).map_err(|why| refused(Reason::ClientCertificate, why))?;
-            let clients = match &listener.encryption {
-                Encryption::Ends(tls) => tls.clients.clone(),
-                _ => None,
-            };
-            entry.tls = Some(EntryTls { name, client, clients });
-            Ok(Box::pin(decrypted(lane, entry, listener, stream, agreed, drain)).await?)
+            let stream = Io::new(tcp, first, Arc::default());
+            entry.tls = Some(EntryTls { name, ..EntryTls::default() });
+            Box::pin(ends(lane, entry, listener, &terms, stream, deadline, drain)).await
         }
     }
+}
+
+/// Ends TLS, by the deadline, and serves what is in it.
+pub(super) async fn ends<S>(
+    lane: Arc<Lane>,
+    mut entry: Entry,
+    listener: Arc<Listener>,
+    terms: &Terms,
+    stream: S,
+    deadline: Instant,
+    drain: DrainToken,
+) -> Result<(), Ended>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let accept = TlsAcceptor::from(Arc::clone(&terms.config)).accept(stream);
+    let stream = timeout_at(deadline, Box::pin(accept)).await.map_err(|_| late())?;
+    let stream = stream.map_err(|error| refused(Reason::of_handshake(&error), error))?;
+    let stream = Box::new(stream);
+    let (agreed, client) = agreed(&stream, terms).map_err(|why| refused(Reason::ClientCertificate, why))?;
+    let clients = match &listener.encryption {
+        Encryption::Ends(tls) => tls.clients.clone(),
+        _ => None,
+    };
+    let name = entry.tls.take().and_then(|tls| tls.name);
+    entry.tls = Some(EntryTls { name, client, clients, inside: false });
+    Ok(Box::pin(decrypted(lane, entry, listener, stream, agreed, drain)).await?)
 }
 
 fn late() -> Ended {
@@ -143,15 +170,21 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut Ed
     match port {
         Port::Http(_) => Ok(Way::Requests),
         Port::Tcp(listener) => Ok(Way::Bytes(Arc::clone(listener), Bytes::new())),
-        Port::Tls(_) => {
-            let hello = hello::peek(tcp, limit).await.map_err(|error| refused(error.reason(), error))?;
+        Port::Tls { .. } => {
+            let hello = hello::peek(tcp, &[], limit).await.map_err(|error| refused(error.reason(), error))?;
             let Some(listener) = port.named(hello.name.as_deref()).map(Arc::clone) else {
                 entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
                 return Ok(Way::Nowhere("no listener has the name"));
             };
-            if listener.encryption == Encryption::Passes {
-                entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
-                return Ok(Way::Bytes(listener, hello.bytes));
+            match listener.encryption {
+                Encryption::Passes => {
+                    entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
+                    return Ok(Way::Bytes(listener, hello.bytes));
+                }
+                Encryption::Mesh => {
+                    return Err(refused(Reason::NotOfMesh, "the listener takes tunnels of the mesh alone"));
+                }
+                Encryption::Ends(_) | Encryption::None => {}
             }
             let terms = Arc::clone(edge.terms(&listener).map_err(|why| refused(Reason::NoCertificate, why))?);
             Ok(Way::Ends(listener, terms, hello.name, hello.bytes))
@@ -160,7 +193,7 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut Ed
 }
 
 /// What the handshake has agreed on, and the client's certificate, if the listener lets it in.
-fn told<S>(stream: &TlsStream<S>, terms: &Terms) -> Result<(Option<Spoken>, Option<HeaderValue>), String> {
+fn agreed<S>(stream: &TlsStream<S>, terms: &Terms) -> Result<(Option<Spoken>, Option<HeaderValue>), String> {
     let (_, tls) = stream.get_ref();
     let chain = tls.peer_certificates();
     terms.admit(chain).map_err(|why| format!("the client is not let in: {why}"))?;
@@ -183,7 +216,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match &listener.serves {
-        Serves::Http(_) => requests(lane, entry, stream, alpn, drain).await,
+        Serves::Http(_) => requests(lane, entry, stream, alpn.map(|spoken| (spoken, Bytes::new())), drain).await,
         Serves::Bytes(_) => bytes::decrypted(&lane, entry, &listener, stream, drain).await,
         Serves::Datagrams(_) => Err("datagrams do not come in connections".to_owned()),
         Serves::Closed(why) => {
@@ -193,12 +226,12 @@ where
     }
 }
 
-/// Serves requests. Who has not agreed on a protocol may speak either of HTTP.
-async fn requests<S>(
+/// Serves requests. Who has not agreed on a protocol may speak either of HTTP; of one that was seen, this much was read already.
+pub(super) async fn requests<S>(
     lane: Arc<Lane>,
     entry: Entry,
     mut stream: S,
-    agreed: Option<Spoken>,
+    agreed: Option<(Spoken, Bytes)>,
     drain: DrainToken,
 ) -> Result<(), String>
 where
@@ -208,7 +241,7 @@ where
     let Downstream { watch, drain, lane, .. } = &*downstream;
     let settings = &lane.shared.settings;
     let (spoken, prefix) = match agreed {
-        Some(spoken) => (spoken, Default::default()),
+        Some(agreed) => agreed,
         None => {
             // In a box, or all that have agreed would have room for it.
             let (limit, idle, began) = (settings.header_timeout, settings.drain_idle, Instant::now());

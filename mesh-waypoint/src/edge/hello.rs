@@ -56,23 +56,30 @@ impl NoHello {
     }
 }
 
-/// Reads it; all of it has to be there within `limit`. Who sends something else is told so, if TLS has a word for it.
-pub async fn peek<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, limit: Duration) -> Result<Hello, NoHello> {
-    tokio::time::timeout(limit, read(stream)).await.map_err(|_| NoHello::Late)?
+/// Reads it, of which `first` was read already; all of it has to be there within `limit`. Who sends something else is told so, if TLS has a word for it.
+pub async fn peek<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    first: &[u8],
+    limit: Duration,
+) -> Result<Hello, NoHello> {
+    tokio::time::timeout(limit, read(stream, first)).await.map_err(|_| NoHello::Late)?
 }
 
-async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<Hello, NoHello> {
+async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, first: &[u8]) -> Result<Hello, NoHello> {
     let (mut acceptor, mut bytes) = (Acceptor::default(), BytesMut::with_capacity(4096));
+    bytes.extend_from_slice(first);
+    let mut judged = 0;
     loop {
-        let before = bytes.len();
-        bytes.reserve(1024);
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        if judged == bytes.len() {
+            bytes.reserve(1024);
+            if stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
         }
         if !is_tls(&bytes) {
             return Err(NoHello::NotTls);
         }
-        let mut fresh = &bytes[before..];
+        let mut fresh = &bytes[std::mem::replace(&mut judged, bytes.len())..];
         while !fresh.is_empty() {
             acceptor.read_tls(&mut fresh)?;
             match acceptor.accept() {
@@ -127,7 +134,7 @@ mod tests {
             }
             client
         };
-        let (_client, hello) = tokio::join!(client, peek(&mut server, Duration::from_secs(5)));
+        let (_client, hello) = tokio::join!(client, peek(&mut server, &[], Duration::from_secs(5)));
         hello.map(|hello| hello.name).map_err(|error| error.to_string())
     }
 
@@ -138,6 +145,13 @@ mod tests {
         let name = || Ok(Some("a.example.com".to_owned()));
         assert_eq!(ask(vec![good.clone()], false).await, name());
         assert_eq!(ask(single, false).await, name());
+        // Some of it, or all of it, was read to see what is spoken.
+        for first in [1, 50, good.len()] {
+            let (mut client, mut server) = tokio::io::duplex(256 * 1024);
+            client.write_all(&good[first..]).await.unwrap();
+            let hello = peek(&mut server, &good[..first], Duration::from_secs(5)).await.unwrap();
+            assert_eq!((hello.name.as_deref(), &hello.bytes[..]), (Some("a.example.com"), &good[..]));
+        }
         assert_eq!(ask(vec![hello("198.18.0.1")], false).await, Ok(None));
         assert_eq!(ask(vec![], false).await, Err("handshake_timeout".to_owned()));
         assert_eq!(ask(vec![good[..50].to_vec()], false).await, Err("handshake_timeout".to_owned()));

@@ -6,6 +6,7 @@
 //!                                                                              ├─ TLS: hello (the name asked for) ── terms: TLS ends ──> serve
 //!                                                                              │                                 └─ passed on ─> bytes: one endpoint
 //!                                                                              └─ TCP ─────────────────────────────────────────> bytes
+//! tunnels of the mesh that ask for such a port ── inside: no PROXY header; nothing instead of TLS where a listener is for the mesh ──> the same
 //!                                                ── UDP: datagrams ── the client's session ── one endpoint
 //! ```
 
@@ -13,5 +14,6 @@ pub mod bytes;
 pub mod connection;
 pub mod datagrams;
 pub mod hello;
+pub mod inside;
 pub mod ports;
 pub mod proxy;

@@ -62,10 +62,15 @@ pub fn of_mesh(headers: &mut HeaderMap, has: Fields) {
 
 /// Tells the endpoint who the client has proved to be, and to whom: an element of Envoy's without a hash, for the certificate stays with the tunnel.
 pub fn name_client(headers: &mut HeaderMap, own: &Identity, client: Option<&Identity>) {
-    let element = client.map(|client| format!("By={own};URI={client}"));
-    if let Some(element) = element.and_then(|text| HeaderValue::try_from(text).ok()) {
+    if let Some(element) = client.and_then(|client| element(own, client)) {
         headers.insert(CLIENT_CERT, element);
     }
+}
+
+/// Who a client has proved to be in a tunnel, and to whom, as `x-forwarded-client-cert` has it.
+#[must_use]
+pub fn element(own: &Identity, client: &Identity) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("By={own};URI={client}")).ok()
 }
 
 fn without_client_cert(headers: &mut HeaderMap, has: Fields) {

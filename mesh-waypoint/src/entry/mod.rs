@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::sync::OnceLock;
 
 use http::HeaderValue;
-use mesh_core::listener::{Clients, Encryption};
+use mesh_core::Identity;
+use mesh_core::listener::{Clients, Encryption, Made};
 
 pub use view::Edge;
 
@@ -22,6 +23,8 @@ pub struct Entry {
     pub from: SocketAddr,
     /// Its TLS, if there is any.
     pub tls: Option<EntryTls>,
+    /// What it has proved, if it comes in a tunnel of the mesh.
+    pub client: Option<Identity>,
     written: OnceLock<HeaderValue>,
 }
 
@@ -34,13 +37,15 @@ pub struct EntryTls {
     pub client: Option<HeaderValue>,
     /// What the listener asked of clients when the connection was made.
     pub clients: Option<Clients>,
+    /// It is that of a tunnel of the mesh, for a listener that takes such in place of its own.
+    pub inside: bool,
 }
 
 impl Entry {
     /// One that came to this port from there.
     #[must_use]
     pub fn new(bind: u16, from: SocketAddr) -> Self {
-        Self { bind, from, tls: None, written: OnceLock::new() }
+        Self { bind, from, tls: None, client: None, written: OnceLock::new() }
     }
 
     /// The address that it comes from, as headers have it; written once for all of its requests, so [`Entry::from`] is set before the first.
@@ -56,9 +61,16 @@ impl Entry {
     pub fn fits(&self, encryption: &Encryption) -> bool {
         match (encryption, &self.tls) {
             (Encryption::None, None) => true,
-            (Encryption::Ends(tls), Some(came)) => tls.clients == came.clients,
+            (Encryption::Ends(tls), Some(came)) => !came.inside && tls.clients == came.clients,
+            (Encryption::Mesh, Some(came)) => came.inside,
             _ => false,
         }
+    }
+
+    /// What it was made for.
+    #[must_use]
+    pub fn made(&self) -> Made<'_> {
+        if self.tls.as_ref().is_some_and(|tls| tls.inside) { Made::Inside } else { Made::For(self.name()) }
     }
 
     /// `http` or `https`.
@@ -86,6 +98,7 @@ mod tests {
         let ends = |clients| Encryption::Ends(Tls { clients, ..Tls::with(Vec::new()) });
         let mutual = || Some(Clients { required: true, ..Clients::default() });
         let came = |clients| entry(Some(EntryTls { clients, ..EntryTls::default() }));
+        let inside = || entry(Some(EntryTls { inside: true, ..EntryTls::default() }));
         for (entry, encryption, expected) in [
             (entry(None), Encryption::None, true),
             (entry(None), ends(None), false),
@@ -95,6 +108,11 @@ mod tests {
             (came(mutual()), ends(mutual()), true),
             (came(mutual()), Encryption::None, false),
             (came(None), Encryption::Passes, false),
+            (inside(), Encryption::Mesh, true),
+            (inside(), ends(None), false),
+            (inside(), Encryption::None, false),
+            (came(None), Encryption::Mesh, false),
+            (entry(None), Encryption::Mesh, false),
         ] {
             assert_eq!(entry.fits(&encryption), expected, "{entry:?} {encryption:?}");
         }

@@ -240,7 +240,8 @@ fn record(down: &Downstream, sent: &Sent, gauge: Option<&Gauge>, grpc: bool, giv
     let who = Who {
         peer: &down.peer,
         from: down.from(),
-        outside: down.proved().is_none(),
+        outside: down.is_outside(),
+        proved: down.proved(),
         client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
         endpoint: Some(&endpoint.workload),
         service: endpoint.service.as_ref(),

@@ -102,7 +102,7 @@ impl<'a> At<'a> {
         };
         // A listener that went away has taken its routes with it.
         let port = bound.view.edge.listeners.port(entry.bind).ok_or(Failure::NO_ROUTE)?;
-        let listener = port.request(entry.name(), authority.host()).map_err(|astray| match astray {
+        let listener = port.request(entry.made(), authority.host()).map_err(|astray| match astray {
             Astray::Unknown => Failure::NO_ROUTE,
             Astray::Misdirected => Failure::MISDIRECTED,
         })?;
@@ -148,8 +148,11 @@ pub fn plan(
         gateway: place.gateway,
         service: place.service,
     };
-    // Who comes from outside of the mesh has proved nothing that a rule could ask for.
-    let client = down.proved().map_or_else(l7::Client::default, |_| bound.seen(&down.peer));
+    // Who comes from outside of the mesh has proved nothing that a rule could ask for, and as in Istio rules of gateways ask nobody from inside either.
+    let client = match (&down.entry, down.proved()) {
+        (None, Some(_)) => bound.seen(&down.peer),
+        _ => l7::Client::default(),
+    };
     let decision = match l7::pick(table, &request, &client, rng) {
         Ok(decision) => decision,
         // The service has no rules, or none on this port, or for this client.

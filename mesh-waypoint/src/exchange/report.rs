@@ -333,7 +333,8 @@ impl Report {
         let who = Who {
             peer: &self.down.peer,
             from: self.down.from(),
-            outside: self.down.proved().is_none(),
+            outside: self.down.is_outside(),
+            proved: self.down.proved(),
             client: self.bound.as_ref().and_then(|bound| bound.client.as_ref()),
             endpoint: self.endpoint.as_ref().map(|endpoint| &endpoint.workload),
             service: self.endpoint.as_ref().and_then(|endpoint| endpoint.service.as_ref()),

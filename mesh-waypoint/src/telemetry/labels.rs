@@ -109,9 +109,9 @@ impl Labels {
     }
 }
 
-/// Who comes in a tunnel has proved who it is; who comes from outside of the mesh has not, whatever its TLS is.
+/// Who comes in a tunnel has proved who it is; who comes from outside of the mesh has not, whatever its TLS is. What a gateway reports is what it asks for itself.
 fn security(who: &Who<'_>) -> ArcStr {
-    if who.proved().is_some() { arcstr::literal!("mutual_tls") } else { UNKNOWN }
+    if who.proved().is_some() && !who.outside { arcstr::literal!("mutual_tls") } else { UNKNOWN }
 }
 
 /// The shared labels.

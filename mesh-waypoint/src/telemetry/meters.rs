@@ -281,6 +281,7 @@ mod tests {
             peer: &peer,
             from: peer.address,
             outside: false,
+            proved: peer.proved(),
             client: None,
             endpoint: Some(endpoint),
             service: None,
@@ -316,6 +317,7 @@ mod tests {
             peer: &peer,
             from: peer.address,
             outside,
+            proved: peer.proved().filter(|_| !outside),
             client: None,
             endpoint: Some(&endpoint),
             service: None,
@@ -358,7 +360,8 @@ mod tests {
                 (&nobody, true, &a),
             ] {
                 let (from, asked) = (peer.address, Some(asked));
-                let who = Who { peer, from, outside, client: None, endpoint: None, service: None, asked };
+                let proved = peer.proved().filter(|_| !outside);
+                let who = Who { peer, from, outside, proved, client: None, endpoint: None, service: None, asked };
                 meters.record(&who, &measured(200), &Custom::default(), 1);
             }
         }
@@ -394,6 +397,7 @@ mod tests {
             peer: &peer,
             from: peer.address,
             outside: false,
+            proved: peer.proved(),
             client: None,
             endpoint: Some(&endpoint),
             service: None,

@@ -66,8 +66,10 @@ pub struct Who<'a> {
     pub peer: &'a Peer,
     /// Where the client is.
     pub from: SocketAddr,
-    /// It has proved nothing: `peer` is the gateway or waypoint itself.
+    /// `peer` is the gateway or waypoint itself: the client comes to a gateway, or has proved nothing.
     pub outside: bool,
+    /// What the client has proved.
+    pub proved: Option<&'a Identity>,
     /// The client, if its address belongs to that identity.
     pub client: Option<&'a Arc<Workload>>,
     /// Who answered.
@@ -82,7 +84,7 @@ impl Who<'_> {
     /// What the client has proved.
     #[must_use]
     pub fn proved(&self) -> Option<&Identity> {
-        (!self.outside).then_some(&self.peer.identity)
+        self.proved
     }
 }
 

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// On a pod: the Gateway that it serves.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// On a pod of a Gateway, with `http`: it takes tunnels.
+pub const TUNNEL: &str = "networking.istio.io/tunnel";
 /// On a Service, Pod or Namespace: its waypoint.
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// How long a waypoint may take to be ready, and to be known.
@@ -102,7 +104,7 @@ impl Lab {
         // What is made for a Gateway of this class is called so, and so are its service account and Service.
         let made = format!("{gateway}-undermesh");
         let spec = PodSpec::new(&name).namespace(namespace).node(node).service_account(&made).unready();
-        let spec = spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none");
+        let spec = spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none").label(TUNNEL, "http");
         self.add_pod(labels.iter().fold(spec, |spec, (key, value)| spec.label(key, value)))
     }
 

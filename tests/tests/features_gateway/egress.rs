@@ -1,7 +1,7 @@
 //! An egress gateway with Istio's kinds: rows B18, B19 and B20 for what leaves the mesh through it.
 use crate::stage::CHANGE;
 use anyhow::{Result, ensure};
-use mesh_tests::harness::{Finished, Lab, Need, ServiceSpec, eventually, in_lab, plan};
+use mesh_tests::harness::{Finished, Lab, Need, PodSpec, ServiceSpec, eventually, in_lab, plan};
 
 const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: default}\nspec:\n  gatewayClassName: undermesh\n  listeners: [{name: none, port: 8099, protocol: HTTP, hostname: nobody.example.com}]\n";
 /// The gateway's side, for all hosts, and for one name in TLS that is passed on.
@@ -120,6 +120,63 @@ fn features_B18_B19_B20_what_leaves_the_mesh_leaves_by_the_egress_gateway() -> R
         becomes("through the gateway again", &|answer| answer.code == 0)?;
         lab.delete("through")?;
         becomes("not through the gateway", &|answer| answer.code != 0 || answer.stdout.contains(&own_ip))?;
+        Ok(())
+    })
+}
+
+/// A server for the mesh alone: Istio's task has it between clients and an egress gateway.
+const MUTUAL: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: out, namespace: default}\nspec:\n  selector: {istio: egressgateway}\n  servers:\n  - {port: {number: 80, name: https, protocol: HTTPS}, hosts: [edition.example.com], tls: {mode: ISTIO_MUTUAL}}\n  - {port: {number: 443, name: tls, protocol: TLS}, hosts: [edition.example.com], tls: {mode: ISTIO_MUTUAL}}\n";
+const TO_GATEWAY: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: exit, namespace: default}\nspec:\n  host: exit-undermesh.default.svc.cluster.local\n  trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: ISTIO_MUTUAL, sni: edition.example.com}}]}\n";
+const PRINCIPALS: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: exit, namespace: default}\nspec:\n  selector: {matchLabels: {istio: egressgateway}}\n  action: ALLOW\n  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/WHO]}}]}]\n";
+/// Bytes of the mesh on port 443 go on to the host's port 80.
+const BYTES: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: bytes, namespace: default}\nspec:\n  hosts: [edition.example.com]\n  gateways: [out]\n  tcp: [{match: [{port: 443}], route: [{destination: {host: edition.example.com, port: {number: 80}}}]}]\n";
+
+#[test]
+fn features_GW_4_an_egress_gateway_that_is_for_the_mesh_knows_its_clients_and_takes_nobody_else() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let (lab, client) = Lab::with_client()?;
+        let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
+        lab.apply("gateway", GATEWAY)?;
+        let selector = [("istio", "egressgateway")];
+        lab.add_service(
+            ServiceSpec::new("exit-undermesh").selector(&selector).port("http", 80, 80).port("tls", 443, 443),
+        )?;
+        let gateway = lab.start_gateway("default", "exit", 2, &selector)?;
+        let gateway_ip = gateway.pod.ips()[0].to_string();
+        let stranger = lab.add_pod(PodSpec::new("stranger").node(1).label("istio.io/dataplane-mode", "none"))?;
+        let becomes = |what: &str, url: &str, wanted: &dyn Fn(&Finished) -> bool| {
+            eventually(what, CHANGE, || {
+                let answer = client.get(url)?;
+                ensure!(wanted(&answer), "{answer:?}");
+                Ok(answer)
+            })
+        };
+        let through_it =
+            |answer: &Finished| answer.stdout.contains("\"server\":\"plain\"") && answer.stdout.contains(&gateway_ip);
+        lab.apply("entry", &entry(8080))?;
+        lab.apply("servers", MUTUAL)?;
+        lab.apply("exit", TO_GATEWAY)?;
+        lab.apply("through", &through(""))?;
+        lab.apply("bytes", BYTES)?;
+        let url = "http://edition.example.com/politics";
+        becomes("through the gateway", url, &through_it)?;
+        // It is the client's own identity that the gateway knows, and not its address.
+        lab.apply("policy", &PRINCIPALS.replace("WHO", "somebody"))?;
+        becomes("somebody else's", url, &|answer| answer.stderr.contains("HTTP 403"))?;
+        lab.apply("policy", &PRINCIPALS.replace("WHO", "default"))?;
+        becomes("its own", url, &through_it)?;
+        let bytes = format!("http://{}:443/bytes", "exit-undermesh.default.svc.cluster.local");
+        becomes("bytes of the mesh", &bytes, &through_it)?;
+        // Whoever is not of the mesh is not let in, with TLS or without.
+        for port in [80, 443] {
+            let answer = stranger.get(&format!("http://{gateway_ip}:{port}/politics"))?;
+            ensure!(answer.code != 0 && !answer.stderr.contains("HTTP "), "{port}: {answer:?}");
+        }
+        let hello = stranger.lab(["hello", &gateway_ip, "80", "edition.example.com", "--timeout", "2"])?;
+        ensure!(
+            gateway.metrics()?.sum("undermesh_waypoint_refused_total", &[("reason", "not_of_mesh")]) > 0.0,
+            "{hello:?}"
+        );
         Ok(())
     })
 }

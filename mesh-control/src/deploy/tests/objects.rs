@@ -27,6 +27,16 @@ fn a_waypoint_gets_what_serves_it_with_no_right_that_it_does_not_need() {
     assert_eq!(deployment["spec"]["selector"]["matchLabels"], selector);
     let template = &deployment["spec"]["template"];
     assert_eq!(template["metadata"]["labels"]["istio.io/dataplane-mode"], "none");
+    // Of a waypoint it goes without saying that it takes tunnels; a gateway says so, unless its users say otherwise.
+    assert_eq!(template["metadata"]["labels"]["networking.istio.io/tunnel"], Json::Null);
+    for (more, said) in [
+        (json!({}), "http"),
+        (json!({ "spec": { "infrastructure": { "labels": { "networking.istio.io/tunnel": "none" } } } }), "none"),
+    ] {
+        let found = steps(&known(&[edge(&more)]));
+        let template = &applied(&found)[1]["spec"]["template"];
+        assert_eq!(template["metadata"]["labels"]["networking.istio.io/tunnel"], said);
+    }
     assert_eq!(template["metadata"]["annotations"]["prometheus.io/port"], "15020");
     let pod = &template["spec"];
     assert_eq!((&pod["serviceAccountName"], &pod["automountServiceAccountToken"]), (&json!("wp"), &json!(false)));

@@ -330,6 +330,30 @@ fn a_waypoint_serves_ends_tunnels_itself_and_is_bound_to_none() {
 }
 
 #[test]
+fn features_GW_4_a_gateway_that_says_so_takes_tunnels() {
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: shop}\nspec: {gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}\n";
+    for (what, label, expected) in [
+        ("it says so", "networking.istio.io/tunnel: http", true),
+        ("it says nothing", "a: b", false),
+        ("it says another thing", "networking.istio.io/tunnel: none", false),
+    ] {
+        let labels = format!("gateway.networking.k8s.io/gateway-name: edge, {label}");
+        let pod = |account: &str| {
+            pod_in("shop", "gw-1", "198.18.0.7", &labels, "")
+                .replace("redirection: enabled", "redirection: disabled")
+                .replace("serviceAccountName: web", &format!("serviceAccountName: {account}"))
+        };
+        let tunnels = |account: &str| {
+            let view = view(&format!("{NODE}{gateway}{}", pod(account)));
+            let workload = &view.workloads["Kubernetes//Pod/shop/gw-1"];
+            (workload.native_tunnel, workload.protocol == TunnelProtocol::Hbone)
+        };
+        assert_eq!(tunnels("edge-undermesh"), (expected, expected), "{what}");
+        assert_eq!(tunnels("web"), (false, false), "{what}, and has another identity than the Gateway's pods");
+    }
+}
+
+#[test]
 fn only_what_a_waypoint_is_found_by_is_free_of_it() {
     let bare = bare("shop", "web", "", &spec("undermesh-waypoint", ""));
     // A service as any other, which has the Gateway's name: its clients go through the waypoint.

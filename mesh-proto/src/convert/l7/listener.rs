@@ -131,6 +131,7 @@ fn listener(bytes: &[u8], reader: &mut Reader) -> Result<(Listener, Option<Conve
             // Closed, what would be shown does not matter.
             wire::ListenerEncryption::Ends => Encryption::Ends(Tls::with(Vec::new())),
             wire::ListenerEncryption::Passes => Encryption::Passes,
+            wire::ListenerEncryption::Mesh => Encryption::Mesh,
         },
         serves: Serves::Closed(ArcStr::new()),
     };
@@ -254,6 +255,7 @@ fn write(listener: &Listener) -> wire::Listener {
     let (encryption, tls) = match &listener.encryption {
         Encryption::None => (wire::ListenerEncryption::None, None),
         Encryption::Passes => (wire::ListenerEncryption::Passes, None),
+        Encryption::Mesh => (wire::ListenerEncryption::Mesh, None),
         Encryption::Ends(tls) => {
             let wire::Spoken { oldest, newest, suites, groups } = spoken::write(&tls.spoken);
             let certificates = strings(&tls.certificates);

@@ -289,6 +289,7 @@ fn who<'a>(downstream: &'a Downstream, endpoint: &'a Endpoint) -> Who<'a> {
         peer: &downstream.peer,
         from: downstream.from(),
         outside: true,
+        proved: None,
         client: None,
         endpoint: Some(&endpoint.workload),
         service: endpoint.service.as_ref(),

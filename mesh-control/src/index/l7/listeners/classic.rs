@@ -239,6 +239,13 @@ impl One<'_> {
         let secure = matches!(spoken, Some("HTTPS" | "TLS")) || self.server.tls.is_some();
         let passes = secure && matches!(mode, None | Some(ServerMode::Passthrough));
         let (encryption, refused) = match (&self.server.tls, secure) {
+            (Some(tls), true) if mode == Some(ServerMode::IstioMutual) => match server_tls::of_mesh(self, tls) {
+                Ok(problem) => {
+                    problems.extend(problem.map(|problem| (self.key(), problem)));
+                    (Encryption::Mesh, None)
+                }
+                Err(refused) => (Encryption::Mesh, Some(refused)),
+            },
             (Some(tls), true) if !passes => match server_tls::tls(self, tls, &mut made.references) {
                 Ok(read) => {
                     problems.extend(read.problems.into_iter().map(|problem| (self.key(), problem)));
@@ -258,7 +265,7 @@ impl One<'_> {
             None => {
                 made.in_force.insert(self.key());
                 match (spoken, &encryption) {
-                    (Some("HTTPS"), Encryption::Ends(_)) => self.table(made, problems),
+                    (Some("HTTPS"), Encryption::Ends(_) | Encryption::Mesh) => self.table(made, problems),
                     _ => {
                         let (passages, used) = connections::passages(self, &encryption, problems);
                         made.in_force.extend(used);

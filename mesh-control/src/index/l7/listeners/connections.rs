@@ -33,7 +33,11 @@ pub(super) fn passages(one: &One<'_>, encryption: &Encryption, problems: &mut Pr
             _ => {
                 for (index, rule) in object.spec.tcp.iter().enumerate().filter(|(_, rule)| is_here(one, object, rule)) {
                     let field = format!("spec.tcp[{index}].route");
-                    let names = if *encryption == Encryption::None { vec![HostPattern::Any] } else { hosts.clone() };
+                    // In tunnels of the mesh nobody asks for a name.
+                    let names = match encryption {
+                        Encryption::None | Encryption::Mesh => vec![HostPattern::Any],
+                        _ => hosts.clone(),
+                    };
                     all.push(passage(one, object, names, &rule.route, &field, &mut notes));
                 }
             }

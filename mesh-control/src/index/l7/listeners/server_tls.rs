@@ -38,10 +38,7 @@ pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Refer
         Some(ServerMode::AutoPassthrough) => {
             return refused(field("mode"), "AUTO_PASSTHROUGH is not served", "write PASSTHROUGH, and a VirtualService");
         }
-        Some(ServerMode::IstioMutual) => {
-            let message = "ISTIO_MUTUAL is not served: no gateway shows its identity of the mesh outside";
-            return refused(field("mode"), message, "write MUTUAL with `credentialName`");
-        }
+        Some(ServerMode::IstioMutual) => return refused(field("mode"), "TLS is the mesh's own", "write SIMPLE"),
         Some(ServerMode::Passthrough) | None => return refused(field("mode"), "TLS is passed on", "write SIMPLE"),
     };
     let files = written.server_certificate.is_some() || !written.tls_certificates.is_empty();
@@ -64,6 +61,29 @@ pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Refer
     };
     let spoken = spoken(one, written, &mut problems)?;
     Ok(ReadTls { tls: Tls { certificates, clients, spoken }, problems })
+}
+
+/// What a server says of TLS that is the mesh's own, as far as it is otherwise than it is written: its clients come in tunnels. What it asks of them besides
+/// closes it.
+pub(super) fn of_mesh(one: &One<'_>, written: &ServerTls) -> Result<Option<Problem>, Refused> {
+    for (name, is_asked) in [
+        ("subjectAltNames", !written.subject_alt_names.is_empty()),
+        ("verifyCertificateSpki", !written.verify_certificate_spki.is_empty()),
+        ("verifyCertificateHash", !written.verify_certificate_hash.is_empty()),
+    ] {
+        if is_asked {
+            let message = "who comes from the mesh is not told apart here";
+            let help = "write an AuthorizationPolicy with `source.principals`";
+            return refused(format!("{}.tls.{name}", one.field), message, help);
+        }
+    }
+    let says_how = written.min_protocol_version.is_some()
+        || written.max_protocol_version.is_some()
+        || !written.cipher_suites.is_empty();
+    Ok(says_how.then(|| {
+        let message = "clients come in tunnels of the mesh, whose versions and suites are the mesh's";
+        Problem::warning(format!("{}.tls", one.field), message).help("delete versions and suites")
+    }))
 }
 
 /// A Secret is of the namespace of the pods that show it.

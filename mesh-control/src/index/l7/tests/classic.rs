@@ -1,6 +1,6 @@
 //! Istio's Gateways and VirtualServices in, what a gateway listens for and does out.
 
-use mesh_core::listener::{Encryption, Listeners, Serves};
+use mesh_core::listener::{self, Encryption, Listeners, Serves};
 use mesh_core::spoken::TlsVersion;
 
 use super::*;
@@ -53,7 +53,7 @@ fn ask(listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String
 fn ask_by(scheme: &str, listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String {
     let sent = sent(&format!("GET http://{url}"));
     let Some(port) = listeners.port(bind) else { return "closed".to_owned() };
-    let listener = match port.request(sni, sent.authority.host()) {
+    let listener = match port.request(listener::Made::For(sni), sent.authority.host()) {
         Ok(listener) => listener,
         Err(astray) => return astray.to_string(),
     };
@@ -339,7 +339,7 @@ const STANDARD_32: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 fn what_cannot_be_served_is_closed_and_told() {
     for (tls, expected) in [
         ("mode: AUTO_PASSTHROUGH", "AUTO_PASSTHROUGH is not served"),
-        ("mode: ISTIO_MUTUAL", "ISTIO_MUTUAL is not served: no gateway shows its identity of the mesh outside"),
+        ("mode: ISTIO_MUTUAL, subjectAltNames: [a]", "who comes from the mesh is not told apart here"),
         ("mode: SIMPLE, serverCertificate: /a, privateKey: /b", "files of the proxy are not read"),
         (
             "mode: SIMPLE, credentialName: 'kubernetes-gateway://far/c'",
@@ -364,6 +364,25 @@ fn what_cannot_be_served_is_closed_and_told() {
         let told = made.problems.iter().filter(|(_, problem)| problem.field.ends_with(".bind")).count();
         assert_eq!((listened(&made).port(81).is_some(), told == 0), (listens, listens), "{bind}: {:?}", made.problems);
     }
+}
+
+#[test]
+fn features_GW_4_a_server_with_the_mesh_s_own_tls_serves_who_comes_in_tunnels() {
+    let (mutual, said) = secured("mode: ISTIO_MUTUAL");
+    let port = listened(&mutual).port(443).unwrap();
+    assert_eq!((port.named(Some("a.com")).unwrap().encryption.clone(), said.as_str()), (Encryption::Mesh, ""));
+    let found = port.request(listener::Made::Inside, "a.com").map(|found| matches!(found.serves, Serves::Http(_)));
+    assert_eq!((found, mutual.references.len()), (Ok(true), 0));
+    assert_eq!(ask(listened(&mutual), 443, None, "a.com/"), "the connection is another listener's");
+    let (_, said) = secured("mode: ISTIO_MUTUAL, maxProtocolVersion: TLSV1_2");
+    assert_eq!(said, "clients come in tunnels of the mesh, whose versions and suites are the mesh's");
+    // Of bytes there is no name.
+    let server = "[{port: {number: 443, name: tls, protocol: TLS}, hosts: [a.com], tls: {mode: ISTIO_MUTUAL}}]";
+    let rule = "{gateways: [one], hosts: [a.com], tcp: [{route: [{destination: {host: v1, port: {number: 80}}}]}]}";
+    let bytes = made(&[gateway("shop", "one", server), object(Kind::VirtualService, "shop", "a", rule)]);
+    assert_eq!(bytes.problems.len(), 0, "{:?}", bytes.problems);
+    let passage = listened(&bytes).port(443).unwrap().all_inside().unwrap().passage(None).unwrap();
+    assert_eq!(passage.hosts, [mesh_core::l7::HostPattern::Any]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Gateways and routes in, what is listened for and what is done with requests there out. Cases are called as in the Gateway API's conformance suite where it
 //! has them.
 
-use mesh_core::listener::{Encryption, Listeners, Serves};
+use mesh_core::listener::{self, Encryption, Listeners, Serves};
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn route(kind: Kind, name: &str, spec: &str) -> Json {
 pub(super) fn ask(listeners: &Listeners, bind: u16, url: &str) -> String {
     let sent = sent(&format!("GET http://{url}"));
     let Some(port) = listeners.port(bind) else { return "closed".to_owned() };
-    let listener = match port.request(None, sent.authority.host()) {
+    let listener = match port.request(listener::Made::For(None), sent.authority.host()) {
         Ok(listener) => listener,
         Err(astray) => return astray.to_string(),
     };

@@ -403,7 +403,10 @@ fn route(upstream: Upstream) -> Result<Route, Refusal> {
     if upstream.workload.network_gateway.is_some() {
         return Err(Refusal::RemoteNetwork { uid: upstream.workload.uid.clone() });
     }
+    // A proxy's own tunnel ends in what it serves, which is not what its operators ask.
+    let is_operator_s = [ports::METRICS, ports::READINESS].contains(&upstream.target.port());
     match upstream.workload.protocol {
+        TunnelProtocol::Hbone if upstream.workload.native_tunnel && is_operator_s => Ok(Route::Plain(upstream)),
         TunnelProtocol::Hbone => Ok(Route::Hbone(upstream)),
         TunnelProtocol::None => Ok(Route::Plain(upstream)),
     }

@@ -42,7 +42,9 @@ fn circle(shared: &Shared, view: &View, passed: u8, endpoint: &Endpoint) -> Opti
     if shared.own.place.ips.contains(&at.ip().to_canonical()) && is_heard(shared, view, at.port()) {
         return Some("it leads back to this proxy itself");
     }
-    let to = match (&endpoint.waypoint, view.is_gateway(&endpoint.workload)) {
+    // One that is a gateway and a waypoint has no such label.
+    let is_gateway = view.is_gateway(&endpoint.workload) || endpoint.workload.native_tunnel;
+    let to = match (&endpoint.waypoint, is_gateway) {
         (Some(_), _) => To::Tunnel,
         (None, true) => To::Plain,
         (None, false) => To::Endpoint,

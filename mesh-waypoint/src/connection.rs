@@ -121,37 +121,49 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
             return tracing::debug!(%client, %asked, error = nowhere.1, "a connection was refused");
         }
     };
-    let counters = record.open(&endpoint, Counts::AsSeen);
+    pass(downstream, stream, &prefix, (&endpoint, wire), &mut record, policies).await;
+    drop((record, endpoint, permit));
+}
+
+/// Copies what comes through a tunnel to an endpoint; `prefix` was read already. A reset stays one.
+pub(crate) async fn pass(
+    downstream: &Downstream,
+    stream: HboneStream,
+    prefix: &[u8],
+    (endpoint, wire): (&Endpoint, Wire),
+    record: &mut Record<'_>,
+    policies: watch::Receiver<()>,
+) {
+    let counters = record.open(endpoint, Counts::AsSeen);
     counters.received.fetch_add(prefix.len() as u64, Relaxed);
     let cut = downstream.drain.forced_token();
-    let (passed, limit) = (Arc::clone(&counters), silence::limits(&endpoint));
+    let (passed, limit) = (Arc::clone(&counters), silence::limits(endpoint));
     let over = silence::wait(&passed, limit);
     match wire {
         Wire::Tcp(mut tcp) => {
-            if tcp.write_all(&prefix).await.is_err() {
+            if tcp.write_all(prefix).await.is_err() {
                 return record.end("UC");
             }
             let copying = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut);
-            let Some(outcome) = watched(downstream, policies, over, &mut record, copying).await else { return };
+            let Some(outcome) = watched(downstream, policies, over, record, copying).await else { return };
             record.copied(&outcome);
             if let Outcome::Failed(side, error) = outcome {
-                tracing::debug!(%client, ?side, %error, "a connection failed");
+                tracing::debug!(client = %downstream.client(), ?side, %error, "a connection failed");
             }
         }
         mut far => {
             let mut near = Counted::new(stream, counters);
             let copying = async {
-                far.write_all(&prefix).await?;
+                far.write_all(prefix).await?;
                 tokio::io::copy_bidirectional(&mut near, &mut far).await
             };
             let copying = async {
                 tokio::select! { () = cut.cancelled() => None, copied = copying => Some(copied) }
             };
-            let Some(copied) = watched(downstream, policies, over, &mut record, copying).await else { return };
+            let Some(copied) = watched(downstream, policies, over, record, copying).await else { return };
             record.end(copied.map_or("LR", |copied| near.ended(&copied)));
         }
     }
-    drop((record, endpoint, permit));
 }
 
 /// Copies until the copy ends by itself; nothing comes of it if policies, its silence or its age end it before.

@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
-use mesh_core::listener::Encryption;
+use mesh_core::listener::{Encryption, Listeners, Topology};
 use mesh_transport::hbone::HboneStream;
 use mesh_waypoint::refused::Reason;
 use rustls::pki_types::ServerName;
@@ -106,7 +108,7 @@ async fn features_GW_4_bytes_of_the_mesh_need_no_name() {
     // The server begins, and nothing is waited for.
     assert_eq!(talk(tunnel(&gateway, port).await).await, "one hello");
     assert_eq!(heard(connect(port).await, b"hello").await, "");
-    gateway.refuses(1, &[Reason::NotTls]).await;
+    gateway.refuses(2, &[Reason::NotOfMesh]).await;
     // Beside requests, bytes are those that are none.
     let other = listener("http", port, &["web.example"], Encryption::Mesh, to_service(&["*"], "two"));
     listen(&gateway, vec![to("one", "one.example"), other]);
@@ -114,7 +116,7 @@ async fn features_GW_4_bytes_of_the_mesh_need_no_name() {
     // Of two nobody knows which is meant, but by a name in TLS of the client's own.
     listen(&gateway, vec![to("one", "one.example"), to("two", "two.example")]);
     assert_eq!(heard(tunnel(&gateway, port).await, b"\0\0").await, "");
-    gateway.refuses(2, &[Reason::NotTls]).await;
+    gateway.refuses(1, &[Reason::NotTls]).await;
     let hello = support::hello("two.example");
     assert_eq!(begins(tunnel(&gateway, port).await, &hello).await, "two");
 }
@@ -144,4 +146,54 @@ async fn what_is_listened_for_without_tls_is_reached_in_tunnels_too() {
     let nobody = format!("{INSIDE}:{}", free().await);
     assert!(gateway.stream(&nobody).await.is_err());
     assert!(gateway.stream(&format!("{INSIDE}:{}", gateway.address.port())).await.is_err());
+}
+
+#[tokio::test]
+async fn a_reset_in_a_tunnel_is_one_at_the_endpoint() {
+    let endpoint = support::listener().await;
+    let gateway = gateway(&[Backend::new("one", "10.96.0.1", &[endpoint.local_addr().unwrap()])]).await;
+    let port = free().await;
+    listen(&gateway, vec![listener("tcp", port, &["*"], Encryption::None, passage(&["*"], &[("one", 1)]))]);
+    let mut stream = tunnel(&gateway, port).await;
+    stream.write_all(b"half").await.unwrap();
+    let mut half = [0; 4];
+    // The connection that saw whether the port is open comes to the endpoint, too, and says nothing.
+    let mut tcp = loop {
+        let (mut tcp, _) = soon("a connection", endpoint.accept()).await.unwrap();
+        if soon("half", tcp.read_exact(&mut half)).await.is_ok() {
+            break tcp;
+        }
+    };
+    drop(stream);
+    let ended = soon("end", tcp.read(&mut half)).await;
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "an upload that was cut is not whole");
+}
+
+#[tokio::test]
+async fn hardening_B190_in_tunnels_proxies_in_front_are_believed_that_may_say_who_the_client_is() {
+    let (noted, mut requests) = noting(StatusCode::OK).await;
+    let gateway = gateway(&[Backend::new("a", "10.96.0.1", &[noted])]).await;
+    let port = free().await;
+    let listen = |trusted_proxies, proxy_peers: Option<&str>| {
+        let proxy_peers = proxy_peers.map(|range| vec![range.parse().unwrap()]);
+        let proxy_protocol = proxy_peers.is_some();
+        let topology = Topology { trusted_proxies, proxy_protocol, proxy_peers, ..Topology::default() };
+        let all = vec![http("http", port, &["*"], "a")];
+        gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", all).behind(topology)));
+    };
+    let said = "198.51.100.9";
+    let mut client = async |header: &str| {
+        let mut stream = tunnel(&gateway, port).await;
+        stream.write_all(header.as_bytes()).await.unwrap();
+        let mut sender = http1(stream).await;
+        let request = Request::builder().uri("/a").header("host", "a").header("x-forwarded-for", said);
+        soon("answer", sender.send_request(request.body(Full::default()).unwrap())).await.unwrap();
+        requests.recv().await.unwrap().headers()["x-envoy-external-address"].to_str().unwrap().to_owned()
+    };
+    listen(1, None);
+    assert_eq!(client("").await, said);
+    listen(1, Some("192.0.2.0/24"));
+    assert_eq!(client("").await, "127.0.0.1", "the proxies in front are others");
+    listen(0, Some("127.0.0.0/8"));
+    assert_eq!(client("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n").await, "192.0.2.7");
 }

@@ -65,7 +65,12 @@ pub fn scope(knowledge: &Knowledge, abroad: &BTreeSet<ArcStr>, last: &Scope) -> 
 /// Namespaces with pods in the mesh, wherever they are.
 fn abroad(state: &StateHandle) -> BTreeSet<ArcStr> {
     let snapshot = state.snapshot_owned();
-    let inside = snapshot.workloads().filter(|workload| workload.protocol == TunnelProtocol::Hbone);
+    // Waypoints and gateways are enrolled by nobody.
+    let is_inside = |workload: &&_| -> bool {
+        let workload: &Arc<mesh_core::Workload> = workload;
+        workload.protocol == TunnelProtocol::Hbone && !workload.native_tunnel
+    };
+    let inside = snapshot.workloads().filter(is_inside);
     inside.map(|workload| workload.namespace.clone()).collect()
 }
 

@@ -89,7 +89,9 @@ impl Places {
         let chosen = set.pick(&ask, rng).ok_or_else(none)?;
         // Endpoints of the mesh are reached in its own way, whatever is said; what is said of others must not be left undone.
         let is_asked = matches!(policy.tls, Tls::Simple(_) | Tls::Mutual(_)) || policy.proxy_protocol.is_some();
-        if is_asked && chosen.workload.protocol == TunnelProtocol::None {
+        let is_outside = chosen.workload.protocol == TunnelProtocol::None;
+        // What a gateway listens for is its own, also in a tunnel.
+        if is_asked && (is_outside || chosen.workload.native_tunnel) {
             return Err(refuse(
                 "TLS and the PROXY protocol to endpoints outside of the mesh are spoken by waypoints only",
             ));

@@ -212,6 +212,13 @@ impl Listeners {
         Self { name: name.into(), all, ports, datagrams, topology, through_waypoints }
     }
 
+    /// Whether a listener takes bytes in tunnels of the mesh, as another one of its port does.
+    #[must_use]
+    pub fn is_unclear(&self, listener: &Arc<Listener>) -> bool {
+        let takes_bytes = listener.encryption == Encryption::Mesh && matches!(listener.serves, Serves::Bytes(_));
+        takes_bytes && self.port(listener.bind).is_some_and(|port| matches!(port.inside(false), Inside::Unclear))
+    }
+
     /// What stands before it.
     #[must_use]
     pub fn behind(self, topology: Topology) -> Self {

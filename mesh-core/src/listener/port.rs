@@ -92,6 +92,8 @@ impl Port {
             && is_named
         {
             match listener.encryption {
+                // Closed it takes its names, and nothing from others.
+                Encryption::Mesh if matches!(listener.serves, Serves::Closed(_)) => {}
                 Encryption::Mesh => inside.push(Arc::clone(listener)),
                 _ => *only_inside = false,
             }
@@ -111,6 +113,12 @@ impl Port {
             (Some(listener), None) => Inside::Bytes(listener),
             (Some(_), Some(_)) => Inside::Unclear,
         }
+    }
+
+    /// Whether all of its listeners take tunnels of the mesh, and nobody else.
+    #[must_use]
+    pub fn is_inside(&self) -> bool {
+        matches!(self, Self::Tls { only_inside: true, .. })
     }
 
     /// The only listener of the port, if whatever comes in tunnels is its: of such a client nothing has to be seen first.

@@ -52,9 +52,11 @@ fn mesh() -> Store {
         ..service("external", &["198.19.0.5"])
     };
     let remote = Workload { network_gateway: waypoint(), ..workload("remote-1", "198.18.0.8", Hbone, None) };
+    let gateway = Workload { native_tunnel: true, ..workload("edge-1", "198.18.0.9", Hbone, None) };
     let host = workload("host-1", "198.18.3.1", Hbone, Some("hostnet"));
     store.apply(vec![
         Change::Ranges(vec!["198.18.0.0/16".parse().unwrap(), "fd00:198::/48".parse().unwrap()]),
+        Change::Workload(gateway),
         Change::Workload(workload("cart-1", "198.18.0.1", Hbone, Some("cart"))),
         Change::Workload(workload("plain-1", "198.18.0.2", Plain, Some("plain"))),
         Change::Workload(workload("l7-1", "198.18.0.3", Hbone, Some("l7"))),
@@ -100,6 +102,10 @@ fn each_destination_has_one_route() {
         ("198.18.3.1:80", "198.18.3.1 is inside the mesh but belongs to no known workload or service"),
         ("198.18.7.7:80", "198.18.7.7 is inside the mesh but belongs to no known workload or service"),
         ("[fd00:198::7]:80", "fd00:198::7 is inside the mesh but belongs to no known workload or service"),
+        ("198.18.0.9:443", "HBONE to 198.18.0.9:443 (c//Pod/shop/edge-1)"),
+        ("198.18.0.9:15020", "plain TCP to 198.18.0.9:15020 (c//Pod/shop/edge-1)"),
+        ("198.18.0.9:15021", "plain TCP to 198.18.0.9:15021 (c//Pod/shop/edge-1)"),
+        ("198.18.0.1:15020", "HBONE to 198.18.0.1:15020 (c//Pod/shop/cart-1)"),
         ("198.18.0.1:15008", "port 15008 belongs to the mesh"),
         ("198.18.0.1:15006", "port 15006 belongs to the mesh"),
         ("198.18.0.2:15001", "port 15001 belongs to the mesh"),

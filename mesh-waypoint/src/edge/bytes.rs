@@ -9,13 +9,14 @@ use mesh_core::l7::{ClusterKey, Target};
 use mesh_core::listener::{Encryption, Listener, Serves};
 use mesh_runtime::DrainToken;
 use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
+use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::circles;
-use crate::connection::{dial, none, watched};
+use crate::connection::{dial, none, pass, watched};
 use crate::counted::Counted;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
@@ -78,7 +79,25 @@ pub async fn plain(
     }
 }
 
-/// Copies what comes out of TLS, or of a tunnel of the mesh.
+/// Copies what comes in a tunnel of the mesh; `first` was read of it already. `encrypted`: it is TLS of the client's own.
+pub async fn inside(
+    lane: &Arc<Lane>,
+    entry: Entry,
+    listener: &Listener,
+    stream: HboneStream,
+    (first, encrypted): (Bytes, bool),
+    drain: DrainToken,
+) -> Result<(), String> {
+    let downstream = arrived(lane, entry, drain);
+    let mut record = Record::begin(&downstream);
+    let policies = lane.shared.state.policies();
+    // The permit is held until the copy is over.
+    let (endpoint, wire, _permit) = reach(&downstream, listener, encrypted, &mut record).await?;
+    pass(&downstream, stream, &first, (&endpoint, wire), &mut record, policies).await;
+    Ok(())
+}
+
+/// Copies what comes out of TLS.
 pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     lane: &Arc<Lane>,
     entry: Entry,
@@ -90,8 +109,7 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     let mut record = Record::begin(&downstream);
     let policies = lane.shared.state.policies();
     // The permit is held until the copy is over.
-    let (endpoint, wire, _permit) =
-        reach(&downstream, listener, listener.encryption == Encryption::Passes, &mut record).await?;
+    let (endpoint, wire, _permit) = reach(&downstream, listener, false, &mut record).await?;
     let counters = record.open(&endpoint, Counts::AsSeen);
     let mut near = Counted::new(stream, Arc::clone(&counters));
     let over = silence::wait(&counters, silence::limits(&endpoint));

@@ -143,6 +143,10 @@ fn late() -> Ended {
     refused(Reason::HandshakeTimeout, "what comes before the first request did not end in time")
 }
 
+fn of_mesh_alone() -> Ended {
+    refused(Reason::NotOfMesh, "the listener takes tunnels of the mesh alone")
+}
+
 /// Finds out who serves a connection, and where it comes from.
 async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut EdgePlace) -> Result<Way, Ended> {
     let edge = Arc::clone(&lane.shared.state.view().edge);
@@ -170,6 +174,7 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut Ed
     match port {
         Port::Http(_) => Ok(Way::Requests),
         Port::Tcp(listener) => Ok(Way::Bytes(Arc::clone(listener), Bytes::new())),
+        Port::Tls { .. } if port.is_inside() => Err(of_mesh_alone()),
         Port::Tls { .. } => {
             let hello = hello::peek(tcp, &[], limit).await.map_err(|error| refused(error.reason(), error))?;
             let Some(listener) = port.named(hello.name.as_deref()).map(Arc::clone) else {
@@ -181,9 +186,7 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut Ed
                     entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
                     return Ok(Way::Bytes(listener, hello.bytes));
                 }
-                Encryption::Mesh => {
-                    return Err(refused(Reason::NotOfMesh, "the listener takes tunnels of the mesh alone"));
-                }
+                Encryption::Mesh => return Err(of_mesh_alone()),
                 Encryption::Ends(_) | Encryption::None => {}
             }
             let terms = Arc::clone(edge.terms(&listener).map_err(|why| refused(Reason::NoCertificate, why))?);

@@ -1,5 +1,5 @@
 //! One connection to what a gateway listens for that comes in a tunnel of the mesh: whose it is has been proved, so a listener that is for the mesh (Istio's
-//! `ISTIO_MUTUAL`) takes it as it is. Nobody stands between: no PROXY header is expected. Called by `inbound`.
+//! `ISTIO_MUTUAL`) takes it as it is. No PROXY header is expected, but of those that are named as who sends them. Called by `inbound`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use mesh_transport::tls::is_tls;
 use tokio::time::Instant;
 
 use super::connection::{Ended, ends, refused, requests, told};
-use super::{bytes, hello};
+use super::{bytes, hello, proxy};
+use crate::connection;
 use crate::engine::Lane;
 use crate::entry::view::Edge;
 use crate::entry::{Entry, EntryTls, headers};
 use crate::http::io::Io;
-use crate::http::sniff::{Spoken, sniff};
+use crate::http::sniff::{Spoken, judge, sniff};
 use crate::refused::Reason;
 use crate::sources::{EdgePlace, Full};
 
@@ -44,7 +45,10 @@ impl Come {
     /// Which places are taken.
     pub fn new(lane: &Lane, bind: u16, from: SocketAddr, client: Identity) -> Result<Self, Full> {
         let mut place = lane.edge_place()?;
-        place.of(from.ip(), lane.shared.settings.source_connections)?;
+        // Proxies of requests come from a few addresses, whoever asks through them.
+        if lane.shared.state.view().edge.listeners.topology().trusted_proxies == 0 {
+            place.of(from.ip(), lane.shared.settings.source_connections)?;
+        }
         let mut entry = Entry::new(bind, from);
         entry.client = Some(client);
         Ok(Self { entry, _place: place })
@@ -67,17 +71,33 @@ async fn accepted(lane: Arc<Lane>, mut stream: HboneStream, mut entry: Entry, dr
     let edge = Arc::clone(&lane.shared.state.view().edge);
     let gone = || refused(Reason::NoListener, "nothing is listened for any more");
     let port = edge.listeners.port(entry.bind).ok_or_else(gone)?;
+    let (topology, settings) = (edge.listeners.topology(), &lane.shared.settings);
+    let is_sender = topology.proxy_peers.is_some() && topology.believes(entry.from.ip());
+    if topology.proxy_protocol && is_sender {
+        let said = Box::pin(proxy::read(&mut stream, settings.handshake_timeout)).await;
+        entry.from = said.map_err(|error| refused(error.reason(), error))?.unwrap_or(entry.from);
+    }
     match port {
         Port::Http(_) => return Ok(Box::pin(requests(lane, entry, stream, None, drain)).await?),
-        Port::Tcp(listener) => return copied(&lane, entry, listener, stream, Bytes::new(), drain).await,
+        Port::Tcp(listener) => return copied(&lane, entry, listener, stream, (Bytes::new(), false), drain).await,
         Port::Tls { .. } => {}
     }
     if let Some(listener) = port.all_inside() {
         entry.tls = Some(of_mesh(&lane, &entry));
-        return copied(&lane, entry, listener, stream, Bytes::new(), drain).await;
+        return copied(&lane, entry, listener, stream, (Bytes::new(), false), drain).await;
     }
-    let heard = Box::pin(sniff(&mut stream, lane.shared.settings.sniff_timeout)).await;
+    // Only where bytes may be meant the server may begin.
+    let takes_bytes = !matches!(port.inside(false), Inside::Nobody);
+    let limit = if takes_bytes { settings.sniff_timeout } else { settings.header_timeout };
+    let heard = Box::pin(sniff(&mut stream, limit)).await;
     let (spoken, first) = heard.map_err(|error| error.to_string())?;
+    if spoken == Spoken::Other && first.is_empty() && !takes_bytes {
+        connection::farewell(&mut stream, settings.drain_idle).await;
+        return Ok(());
+    }
+    if spoken == Spoken::Other && !first.is_empty() && judge(&first).is_none() {
+        return Err(refused(Reason::HeadTimeout, "what is spoken cannot be told in time"));
+    }
     if spoken == Spoken::Other && !first.is_empty() && is_tls(&first) {
         return Box::pin(encrypted(lane, &edge, port, entry, stream, first, drain)).await;
     }
@@ -85,7 +105,7 @@ async fn accepted(lane: Arc<Lane>, mut stream: HboneStream, mut entry: Entry, dr
     entry.tls = Some(of_mesh);
     match port.inside(spoken != Spoken::Other) {
         Inside::Requests => Ok(Box::pin(requests(lane, entry, stream, Some((spoken, first)), drain)).await?),
-        Inside::Bytes(listener) => copied(&lane, entry, listener, stream, first, drain).await,
+        Inside::Bytes(listener) => copied(&lane, entry, listener, stream, (first, false), drain).await,
         Inside::Nobody => Err(refused(Reason::NotTls, "not_tls")),
         Inside::Unclear => Err(refused(Reason::NotTls, "several listeners of the port take such bytes of the mesh")),
     }
@@ -123,9 +143,11 @@ async fn encrypted(
         }
         (Encryption::Mesh, _) => {
             entry.tls = Some(EntryTls { name: hello.name, ..of_mesh(&lane, &entry) });
-            copied(&lane, entry, &listener, stream, hello.bytes, drain).await
+            copied(&lane, entry, &listener, stream, (hello.bytes, true), drain).await
         }
-        (Encryption::Passes | Encryption::None, _) => copied(&lane, entry, &listener, stream, hello.bytes, drain).await,
+        (Encryption::Passes | Encryption::None, _) => {
+            copied(&lane, entry, &listener, stream, (hello.bytes, true), drain).await
+        }
     }
 }
 
@@ -141,9 +163,8 @@ async fn copied(
     entry: Entry,
     listener: &Listener,
     stream: HboneStream,
-    first: Bytes,
+    first: (Bytes, bool),
     drain: DrainToken,
 ) -> Result<(), Ended> {
-    let stream = Io::new(stream, first, Arc::default());
-    Ok(Box::pin(bytes::decrypted(lane, entry, listener, stream, drain)).await?)
+    Ok(Box::pin(bytes::inside(lane, entry, listener, stream, first, drain)).await?)
 }

@@ -28,12 +28,15 @@ pub fn sanitise(headers: &mut HeaderMap, has: Fields, entry: &Entry, topology: &
     if headers.get(REQUEST_ID).is_some_and(long) {
         headers.remove(REQUEST_ID);
     }
-    let behind = topology.trusted_proxies > 0;
+    // Who may not even say where its client is, in a PROXY header, says it here to no effect.
+    let is_believed = entry.client.is_none() || topology.believes(entry.from.ip());
+    let trusted = if is_believed { topology.trusted_proxies } else { 0 };
+    let behind = trusted > 0;
     // A proxy of one's own knows how the client came to it.
     if !behind || !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(entry.scheme()));
     }
-    let address = client(headers, entry, topology.trusted_proxies);
+    let address = client(headers, entry, trusted);
     if address == entry.from.ip() {
         headers.insert(EXTERNAL_ADDRESS, entry.written().clone());
     } else if let Ok(address) = HeaderValue::from_str(&address.to_string()) {

@@ -403,8 +403,15 @@ impl Values for Facts<'_> {
             Plain::Termination => some(out, self.ended),
             Plain::Hostname => some(out, Some(self.pod)),
             Plain::TraceId => self.trace.is_some_and(|trace| write!(out, "{trace:032x}").is_ok()),
-            Plain::SourceWorkload => some(out, self.who.client.map(|client| &*client.workload_name)),
-            Plain::SourceNamespace => self.who.peer.proved().is_some_and(|identity| put(out, &identity.namespace)),
+            // At a gateway `client` is the gateway itself, as in its metrics, unless who asked is known.
+            Plain::SourceWorkload => {
+                let client = self.who.client.filter(|_| !(self.edge && self.who.proved().is_some()));
+                some(out, client.map(|client| &*client.workload_name))
+            }
+            Plain::SourceNamespace => {
+                let proved = self.who.proved().or(self.who.peer.proved());
+                proved.is_some_and(|identity| put(out, &identity.namespace))
+            }
             Plain::DestinationService => {
                 let service = self.who.service.map(|service| &*service.hostname);
                 some(out, service.or_else(|| self.who.asked.map(|asked| &*asked.name)))

@@ -36,7 +36,8 @@ pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Opt
     let chosen = facts.endpoint.and_then(|reached| reached.service.as_ref()).or(who.service);
     let chosen = chosen.map(|service| (&*service.namespace, &*service.hostname));
     let wanted = who.asked.map(|asked| (&*asked.namespace, &*asked.name));
-    let source = who.client.map(|client| end(client)).unwrap_or_default();
+    // At a gateway the metrics' source is the gateway itself.
+    let source = who.client.filter(|_| !facts.edge).map(|client| end(client)).unwrap_or_default();
     let destination = match facts.endpoint {
         Some(reached) => End { address: Some(reached.address), ..end(&reached.workload) },
         None => who.endpoint.map(|workload| end(workload)).unwrap_or_default(),

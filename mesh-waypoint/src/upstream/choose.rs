@@ -194,7 +194,7 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
     }
     let is_end_to_end = found.now.policy().tls.server().is_some_and(|server| server.end_to_end);
     // What a gateway listens for is its own, also in a tunnel.
-    let is_gateway = wish.view.is_gateway(workload);
+    let is_gateway = workload.native_tunnel || wish.view.is_gateway(workload);
     if (is_outside || is_gateway || is_end_to_end) && !(is_end_to_end && wish.encrypted) {
         origin = found.now.origin().map_err(|why| {
             tracing::debug!(endpoint = %workload.uid, why, "TLS cannot begin");

@@ -84,6 +84,14 @@ pub fn index(around: &Around<'_>, read: &Read, settings: &Settings, problems: &m
                 Problem::error(field.clone(), message).help("the first counts: change one of them"),
             ));
         }
+        for (one, key, field) in classic.listeners.iter().filter(|(one, ..)| all.is_unclear(one)) {
+            let message = format!(
+                "port {} of gateway {name} has several servers of bytes that are ISTIO_MUTUAL: tunnels do not say which is meant",
+                one.port
+            );
+            let help = "write a port for each; until then only clients that begin TLS of their own reach them";
+            problems.push((key.clone(), Problem::error(field.clone(), message).help(help)));
+        }
         selected.extend(classic.in_force.iter().cloned());
         made.references.extend(classic.references);
         made.listeners.insert(name.clone(), Arc::new(all));

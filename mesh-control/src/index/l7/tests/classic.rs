@@ -383,6 +383,10 @@ fn features_GW_4_a_server_with_the_mesh_s_own_tls_serves_who_comes_in_tunnels() 
     assert_eq!(bytes.problems.len(), 0, "{:?}", bytes.problems);
     let passage = listened(&bytes).port(443).unwrap().all_inside().unwrap().passage(None).unwrap();
     assert_eq!(passage.hosts, [mesh_core::l7::HostPattern::Any]);
+    let other = server.replace("a.com", "b.com");
+    let two = made(&[gateway("shop", "one", server), gateway("shop", "two", &other)]);
+    let told: Vec<_> = two.problems.iter().filter(|(_, problem)| problem.message.contains("several servers")).collect();
+    assert_eq!(told.len(), 2, "{:?}", two.problems);
 }
 
 #[test]

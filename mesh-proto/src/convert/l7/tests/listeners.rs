@@ -57,13 +57,13 @@ fn all() -> Listeners {
         listener("simple", &["c.com"], Encryption::Ends(Tls::with(vec![])), Serves::Bytes(passages.clone())),
         listener("passes", &["d.com"], Encryption::Passes, Serves::Bytes(passages)),
         listener("closed", &["e.com"], Encryption::Passes, Serves::Closed("because".into())),
-        listener("mesh", &["f.com"], Encryption::Mesh, table("mesh")),
         listener("datagrams", &["*"], Encryption::None, Serves::Datagrams(Some(route))),
         listener("dropped", &["*"], Encryption::None, Serves::Datagrams(None)),
         Listener {
             transport: Transport::Udp,
             ..listener("shut", &["*"], Encryption::None, Serves::Closed("b".into()))
         },
+        listener("mesh", &["f.com"], Encryption::Mesh, table("mesh")),
     ];
     let topology = Topology {
         trusted_proxies: 2,

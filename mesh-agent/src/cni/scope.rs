@@ -66,11 +66,7 @@ pub fn scope(knowledge: &Knowledge, abroad: &BTreeSet<ArcStr>, last: &Scope) -> 
 fn abroad(state: &StateHandle) -> BTreeSet<ArcStr> {
     let snapshot = state.snapshot_owned();
     // Waypoints and gateways are enrolled by nobody.
-    let is_inside = |workload: &&_| -> bool {
-        let workload: &Arc<mesh_core::Workload> = workload;
-        workload.protocol == TunnelProtocol::Hbone && !workload.native_tunnel
-    };
-    let inside = snapshot.workloads().filter(is_inside);
+    let inside = snapshot.workloads().filter(|one| one.protocol == TunnelProtocol::Hbone && !one.native_tunnel);
     inside.map(|workload| workload.namespace.clone()).collect()
 }
 
@@ -226,7 +222,10 @@ mod tests {
             let workload = Workload::new(format!("cluster//Pod/{namespace}/{n}"), namespace, n.to_string());
             Change::Workload(Workload { protocol: TunnelProtocol::Hbone, ..workload })
         };
-        writer.apply(vec![workload(1, "stays"), workload(2, "new"), Change::Synced]);
+        // The pod of a gateway is enrolled by nobody.
+        let gateway = Workload::new("cluster//Pod/gone/3", "gone", "3");
+        let gateway = Workload { protocol: TunnelProtocol::Hbone, native_tunnel: true, ..gateway };
+        writer.apply(vec![workload(1, "stays"), workload(2, "new"), Change::Workload(gateway), Change::Synced]);
         until([Out, Few, Few]).await;
         task.abort();
     }

@@ -152,7 +152,9 @@ pub fn network_policies(snapshot: &Snapshot) -> Vec<Finding> {
     let mut found = Vec::new();
     for policy in snapshot.network_policies.iter().filter(|policy| restricts_ingress(policy)) {
         let selected: Vec<&Pod> = snapshot
-            .wanted()
+            .pods
+            .iter()
+            .filter(|pod| snapshot.membership(pod) == Membership::Wanted || takes_tunnels(pod))
             .filter(|pod| pod.metadata.namespace == policy.metadata.namespace)
             .filter(|pod| policy.spec.pod_selector.selects(&pod.metadata.labels))
             .collect();
@@ -179,6 +181,11 @@ pub fn network_policies(snapshot: &Snapshot) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// It is the pod of a gateway that says so, by Istio's label.
+fn takes_tunnels(pod: &Pod) -> bool {
+    pod.metadata.labels.get("networking.istio.io/tunnel").is_some_and(|kind| kind == "http")
 }
 
 fn restricts_ingress(policy: &NetworkPolicy) -> bool {

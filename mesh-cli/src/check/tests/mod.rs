@@ -273,6 +273,16 @@ fn tunnels_get_through_what_admits_them() {
     ] {
         assert_eq!(admits(spec.clone()), expected, "{spec}");
     }
+    // Pods of gateways, which no agent enrols, take tunnels where they say so.
+    for (tunnel, expected) in [("http", 1), ("none", 0)] {
+        let mut snapshot = healthy();
+        let labels = json!({"istio.io/dataplane-mode": "none", "networking.istio.io/tunnel": tunnel});
+        let metadata = json!({"namespace": "edge", "name": "edge-1", "labels": labels});
+        snapshot.pods.extend(list([json!({"metadata": metadata, "status": {"phase": "Running"}})]));
+        let spec = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 443}]}]});
+        snapshot.network_policies = list([json!({"metadata": {"namespace": "edge", "name": "p"}, "spec": spec})]);
+        assert_eq!(super::workloads::network_policies(&snapshot).len(), expected, "{tunnel}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rand::Rng;
 use super::reply::Failure;
 use crate::http::Fields;
 use crate::http::fields::MESH;
-use crate::http::grpc;
+use crate::http::grpc::{self, Call};
 use crate::http::hop::{self, Said};
 use crate::settings::Settings;
 
@@ -30,8 +30,8 @@ pub struct Asked {
     pub authority: Authority,
     /// What the client's connection was told.
     pub said: Said,
-    /// Whether it is gRPC.
-    pub grpc: bool,
+    /// What it is of gRPC.
+    pub call: Call,
     /// Whether it opens a WebSocket inside HTTP/2 (RFC 8441): the agreement is 200 there, and no field says so.
     pub socket: bool,
     /// What it had when it came.
@@ -80,11 +80,11 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     if parts.version != Version::HTTP_11 {
         said.upgrade = socket.then(|| HeaderValue::from_static("websocket"));
     }
-    let grpc = grpc::is(&parts.headers);
-    if grpc && grpc::timeout(&parts.headers).is_err() {
+    let call = Call::of(&parts.headers);
+    if call.is_any() && grpc::timeout(&parts.headers).is_err() {
         return Err(Failure::BAD_REQUEST);
     }
-    Ok(Asked { authority, said, grpc, socket, has, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED) })
+    Ok(Asked { authority, said, call, socket, has, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED) })
 }
 
 /// Looks at all fields: those that could be read in two ways are refused, and those that only the mesh may set are taken away.

@@ -175,7 +175,7 @@ impl Attempts<'_, '_> {
             // A call whose client still speaks is a stream: an endpoint may have acted on what it has heard, and another one would hear the first words late.
             let has_heard =
                 !matches!(end, AttemptEnd::ConnectFailure | AttemptEnd::RefusedStream | AttemptEnd::ResetBeforeRequest);
-            let streams = has_heard && self.of.asked.grpc && self.source.is_underway();
+            let streams = has_heard && self.of.asked.call.is_any() && self.source.is_underway();
             let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere && !streams;
             let mut again = possible && self.retries.again(attempt, &end);
             if let Some(found) = self.found.as_ref().filter(|_| again) {

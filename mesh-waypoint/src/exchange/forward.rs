@@ -24,7 +24,8 @@ use super::plan::To;
 use super::reply::{self, Failure};
 use super::report::Report;
 use super::upgrade;
-use crate::http::{ClientBody, ResponseBody, Until, grpc, hop};
+use crate::http::grpc::{self, Call};
+use crate::http::{ClientBody, ResponseBody, Until, hop};
 use crate::names::{self, Named, NoName};
 use crate::places::Found;
 use crate::target::Target;
@@ -77,10 +78,12 @@ impl Forward<'_> {
         hop::strip(response.headers_mut(), has);
         report.forwarded(endpoint, connection);
         // Who calls in HTTP/1.1 is a bridge or a probe, and reads what there is.
-        let is_call = self.asked.grpc && parts.version == Version::HTTP_2;
+        let web = report.web();
+        let is_call = web.is_some() || self.asked.call.is_grpc() && parts.version == Version::HTTP_2;
         if is_call && grpc::is_foreign(response.status(), response.headers()) {
             let text = format!("no gRPC: an answer of HTTP with the status {}", response.status().as_u16());
             let mut answer = reply::text(response.status(), text.into(), true);
+            web.iter().for_each(|web| web.answer(answer.headers_mut()));
             answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
             return Ok(answer);
         }
@@ -88,7 +91,8 @@ impl Forward<'_> {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         let has_status = !is_call || response.headers().contains_key(grpc::STATUS);
-        Ok(response.map(|body| ResponseBody::stream(body, until).with_status(has_status)))
+        web.iter().for_each(|web| web.answer(response.headers_mut()));
+        Ok(response.map(|body| ResponseBody::stream(body, until).with_status(has_status).in_web(web)))
     }
 
     /// When the request is over, as its rule or its client says; and whether the client has said so, and less than the rule. Of gRPC a client says how long a call may
@@ -98,7 +102,7 @@ impl Forward<'_> {
         let rule = self.plan.handling.as_ref().and_then(|rule| rule.timeout).filter(|timeout| !timeout.is_zero());
         // Zero is none.
         let said = own.map_or(rule, |own| Some(Duration::from_millis(own)).filter(|own| !own.is_zero()));
-        let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
+        let call = if self.asked.call.is_any() { grpc::timeout(&parts.headers).ok().flatten() } else { None };
         let timeout = said.into_iter().chain(call).min();
         let hurried = timeout.is_some_and(|timeout| rule.is_none_or(|rule| timeout < rule));
         // In a box: most requests have none.
@@ -129,12 +133,20 @@ impl Forward<'_> {
     ) -> Result<(Attempts<'r, 'r>, Option<HeaderValue>), Failure> {
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
         let (hash, cookie) = self.hash(parts, found.as_ref());
+        let mut body = body;
+        if let Call::Web(web) = self.asked.call
+            && http2
+            && found.as_ref().is_some_and(says_grpc)
+        {
+            web.request(&mut parts.headers);
+            body.decode(web.decoder());
+            report.translated(web);
+        }
         let mirrors = match &self.plan.to {
             To::Place(place) => &*place.mirrors,
             _ => &[],
         };
-        let again = retries.attempts > 0 && repeats(&retries.on, http2, self.asked.grpc);
-        let mut body = body;
+        let again = retries.attempts > 0 && repeats(&retries.on, http2, self.asked.call.is_any());
         let lane = &self.down.lane;
         let copies: Vec<_> = mirrors
             .iter()
@@ -151,7 +163,7 @@ impl Forward<'_> {
         let head = self.head(parts)?;
         for (cluster, begun) in mirrors.iter().zip(copies) {
             if let Some(begun) = begun {
-                mirror::send(self.down, begun, self.copy(&head, parts.version), cluster.clone());
+                mirror::send(self.down, begun, self.copy(&head, parts.version, report.is_grpc()), cluster.clone());
             }
         }
         let attempts = Attempts {
@@ -217,17 +229,17 @@ impl Forward<'_> {
     }
 
     fn http2(&self, version: Version, found: Option<&Found>) -> bool {
-        speaks_http2(found, version, self.down.entry.is_some(), self.asked.grpc)
+        speaks_http2(found, version, self.down.entry.is_some(), self.asked.call.is_grpc())
     }
 
     /// What a copy of the request says.
-    fn copy(&self, head: &Head, version: Version) -> mirror::Copy {
+    fn copy(&self, head: &Head, version: Version, grpc: bool) -> mirror::Copy {
         mirror::Copy {
             method: head.method.clone(),
             target: head.target.clone(),
             headers: head.headers.clone(),
             version,
-            grpc: self.asked.grpc,
+            grpc,
             trailers: self.asked.said.trailers,
             name: self.asked.authority.host().to_owned(),
             host: head.host.clone(),
@@ -276,13 +288,21 @@ impl Forward<'_> {
 pub(super) fn speaks_http2(found: Option<&Found>, version: Version, at_edge: bool, grpc: bool) -> bool {
     let is_http2 = version == Version::HTTP_2;
     let Some(found) = found else { return is_http2 };
-    let declared = found.now.service.port(found.place.key().port).map(|port| port.app_protocol);
-    match (found.now.policy().pool.speaks, declared) {
+    match (found.now.policy().pool.speaks, declared(found)) {
         (Speaks::Http2, _) | (Speaks::AsDeclared, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => true,
         (Speaks::AsDeclared, Some(AppProtocol::Http11)) => false,
         (Speaks::AsDeclared, _) if at_edge => is_http2 && grpc,
         _ => is_http2,
     }
+}
+
+/// What the port of a place says that is spoken there.
+fn declared(found: &Found) -> Option<AppProtocol> {
+    found.now.service.port(found.place.key().port).map(|port| port.app_protocol)
+}
+
+fn says_grpc(found: &Found) -> bool {
+    declared(found) == Some(AppProtocol::Grpc)
 }
 
 /// Whether an attempt whose request was sent may be followed by another: else nothing needs to be kept.

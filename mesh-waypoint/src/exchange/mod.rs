@@ -75,6 +75,7 @@ async fn handled(
             report.failed(&failure);
             closes |= failure.closes();
             let mut response = reply::failure(failure, report.is_grpc());
+            report.web().iter().for_each(|web| web.answer(response.headers_mut()));
             if let Some(plan) = plan {
                 change(&mut response, *plan);
             }
@@ -140,13 +141,13 @@ async fn answer(
     if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }
-    report.asked(parts, asked.authority.as_str(), asked.grpc, asked.socket);
+    report.asked(parts, asked.authority.as_str(), asked.call.is_grpc(), asked.socket);
     let token = match proved {
         Ok(token) => token,
         Err(problem) => {
             tracing::debug!(client = %down.client(), %problem, "a token is refused");
             report.details(|| Details::Token(problem.to_string()));
-            return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
+            return Ok(reply::unauthorized(&problem.to_string(), asked.call.is_grpc()));
         }
     };
     let said = authorize::Said { token: token.as_ref(), remote: &asked.remote };
@@ -163,7 +164,7 @@ async fn answer(
         Ok(allowed) => allowed,
         Err(Refusal::Denied(denial)) => {
             report.flag("UAEX");
-            return Ok(reply::denied(denial, asked.grpc));
+            return Ok(reply::denied(denial, asked.call.is_grpc()));
         }
         Err(refusal) => {
             if let Refusal::NoAnswer(_) = refusal {
@@ -187,7 +188,7 @@ async fn answer(
         Ok(counted) => counted,
         Err(limit::Refusal::Over(denial)) => {
             report.flag("RL");
-            return Ok(reply::denied(denial, asked.grpc));
+            return Ok(reply::denied(denial, asked.call.is_grpc()));
         }
         Err(limit::Refusal::NoAnswer) => return Err(Failure::UNCOUNTED.into()),
     };
@@ -208,7 +209,7 @@ async fn answer(
         report.flag("FI");
         let mut response = match abort {
             AbortStatus::Http(status) => {
-                reply::text(status, bytes::Bytes::from_static(b"fault filter abort"), asked.grpc)
+                reply::text(status, bytes::Bytes::from_static(b"fault filter abort"), asked.call.is_grpc())
             }
             AbortStatus::Grpc(code) => {
                 reply::of_grpc(code.into(), Some(HeaderValue::from_static("fault filter abort")))

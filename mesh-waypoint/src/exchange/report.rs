@@ -21,7 +21,7 @@ use crate::entry::{Entry, headers};
 use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
 use crate::http::wait::{self, Wait};
-use crate::http::{ResponseBody, grpc};
+use crate::http::{ResponseBody, Web, grpc};
 use crate::record;
 use crate::security::authorize::Refused;
 use crate::telemetry::facts::{Facts, Reached, Remembered, Wanted};
@@ -59,6 +59,8 @@ pub struct Report {
     /// It has no body.
     bare: bool,
     grpc: bool,
+    /// Its client speaks gRPC-Web, and its endpoint gRPC.
+    web: Option<Web>,
     /// Its body has to come at some rate.
     paced: bool,
     status: u16,
@@ -105,6 +107,7 @@ impl Report {
             https,
             bare: request.body().is_end_stream(),
             grpc: false,
+            web: None,
             paced: false,
             status: 0,
             grpc_status: None,
@@ -309,6 +312,16 @@ impl Report {
             self.head = Some(now);
             remembered.answer((response.status(), response.headers()), took, &plan.wanted);
         }
+    }
+
+    /// What its client speaks is made gRPC: that is what is told of it from now on.
+    pub fn translated(&mut self, web: Web) {
+        (self.grpc, self.paced, self.web) = (true, false, Some(web));
+    }
+
+    /// How its client speaks gRPC-Web, if its endpoint does not.
+    pub fn web(&self) -> Option<Web> {
+        self.web
     }
 
     /// Whether it is gRPC.

@@ -14,6 +14,7 @@ use super::error::BoxError;
 use super::feed::FedBody;
 use super::tape::Reader;
 use super::until::Until;
+use super::web::Web;
 use super::{grpc, hop, unread};
 
 /// What goes on of a frame.
@@ -113,6 +114,8 @@ pub struct ResponseBody {
     held: Option<Box<dyn Held>>,
     /// A call of gRPC, whose status is still to come in trailers.
     lacks_status: bool,
+    /// It is of gRPC, and its client speaks gRPC-Web.
+    web: Option<Web>,
     /// When it is cut.
     deadline: Option<(Pin<Box<Sleep>>, Box<Until>)>,
 }
@@ -142,6 +145,7 @@ impl ResponseBody {
             source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())),
             held: None,
             lacks_status: false,
+            web: None,
             deadline: None,
         }
     }
@@ -151,13 +155,20 @@ impl ResponseBody {
         let deadline = until.filter(|_| !body.is_end_stream());
         let deadline =
             deadline.and_then(|until| Some((Box::pin(tokio::time::sleep_until(until.whole(Instant::now())?)), until)));
-        Self { source: Source::Stream(body), held: None, lacks_status: false, deadline }
+        Self { source: Source::Stream(body), held: None, lacks_status: false, web: None, deadline }
     }
 
     /// One of gRPC that ends without a status gets one: its client would have to guess.
     #[must_use]
     pub fn with_status(mut self, has_status: bool) -> Self {
         self.lacks_status = !has_status;
+        self
+    }
+
+    /// One of gRPC for who speaks gRPC-Web. Its fields have been changed.
+    #[must_use]
+    pub fn in_web(mut self, web: Option<Web>) -> Self {
+        self.web = web;
         self
     }
 
@@ -235,7 +246,10 @@ impl Body for ResponseBody {
                 }
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(match this.web {
+            Some(web) => frame.map(|frame| frame.map(|frame| web.frame(frame))),
+            None => frame,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -251,6 +265,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Stream(_) if self.web.is_some() => SizeHint::default(),
             Source::Stream(body) => body.size_hint(),
         }
     }

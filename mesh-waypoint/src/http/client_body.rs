@@ -11,6 +11,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::error::{BoxError, Polled};
 use super::feed::Feed;
+use super::web::Decoder;
 
 /// A body of a request.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ struct Ahead {
     first: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     feeds: Vec<Feed>,
+    /// What is read goes through this, if it is not to go on as it is.
+    decoder: Option<Decoder>,
 }
 
 /// What was looked at.
@@ -46,6 +49,13 @@ impl ClientBody {
     /// What goes by from now on is given to that copy, too.
     pub fn feed(&mut self, feed: Feed) {
         self.ahead.get_or_insert_default().feeds.push(feed);
+    }
+
+    /// What goes by from now on is decoded.
+    pub fn decode(&mut self, decoder: Option<Decoder>) {
+        if let (Some(decoder), false) = (decoder, self.is_end_stream()) {
+            self.ahead.get_or_insert_default().decoder = Some(decoder);
+        }
     }
 
     /// Waits for the body until it has ended, or more than `most` bytes of it are here.
@@ -80,6 +90,25 @@ impl Ahead {
         self.first.pop_front().map(Frame::data).or_else(|| self.trailers.take().map(Frame::trailers))
     }
 
+    /// What goes on of a frame, if anything does yet.
+    fn decoded(&mut self, frame: Passing, is_over: bool) -> Option<Passing> {
+        let Some(decoder) = &mut self.decoder else { return Some(frame) };
+        let decoded = match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => decoder.read(&data).map(|data| Some(Frame::data(data))),
+                Err(trailers) => decoder.end().map(|()| Some(trailers)),
+            },
+            Some(Err(error)) => return Some(Some(Err(error))),
+            None => decoder.end().map(|()| None),
+        };
+        let whole = decoded.and_then(|frame| if is_over { decoder.end().map(|()| frame) } else { Ok(frame) });
+        match whole {
+            Ok(Some(frame)) if !is_over && frame.data_ref().is_some_and(Bytes::is_empty) => None,
+            Ok(frame) => Some(frame.map(Ok)),
+            Err(error) => Some(Some(Err(error.into()))),
+        }
+    }
+
     /// Gives copies what goes by. Whoever reads a body whose length he knows does not look for its end.
     fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, BoxError>>, is_over: bool) {
         match frame {
@@ -94,23 +123,30 @@ impl Ahead {
     }
 }
 
+/// A frame on its way, or the end.
+type Passing = Option<Result<Frame<Bytes>, BoxError>>;
+
 impl Body for ClientBody {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = self.get_mut();
-        let frame = match this.ahead.as_mut().and_then(|ahead| ahead.next()) {
-            Some(frame) => Some(Ok(frame)),
-            None => ready!(Pin::new(&mut this.rest).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
-        };
-        let Some(ahead) = &mut this.ahead else { return Poll::Ready(frame) };
-        let is_over = !ahead.holds() && this.rest.is_end_stream();
-        ahead.tell(frame.as_ref(), is_over);
-        if !ahead.holds() && ahead.feeds.is_empty() {
-            this.ahead = None;
+        loop {
+            let frame = match this.ahead.as_mut().and_then(|ahead| ahead.next()) {
+                Some(frame) => Some(Ok(frame)),
+                None => ready!(Pin::new(&mut this.rest).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
+            };
+            let Some(ahead) = &mut this.ahead else { return Poll::Ready(frame) };
+            let is_over = !ahead.holds() && this.rest.is_end_stream();
+            // A piece that is too small to say anything is no frame.
+            let Some(frame) = ahead.decoded(frame, is_over) else { continue };
+            ahead.tell(frame.as_ref(), is_over);
+            if !ahead.holds() && ahead.feeds.is_empty() && ahead.decoder.is_none() {
+                this.ahead = None;
+            }
+            return Poll::Ready(frame);
         }
-        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -120,6 +156,9 @@ impl Body for ClientBody {
     fn size_hint(&self) -> SizeHint {
         let mut hint = self.rest.size_hint();
         let Some(ahead) = &self.ahead else { return hint };
+        if ahead.decoder.is_some() {
+            return SizeHint::default();
+        }
         let first = ahead.first.iter().map(|data| data.len() as u64).sum::<u64>();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + first);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::web::Web;
 
 /// The status of a call, in trailers or, if there is nothing else, in the head.
 pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -26,6 +28,35 @@ pub struct BadTimeout;
 /// Whether a message with these fields is gRPC. What browsers speak, gRPC-Web, is not: it has its status in its body.
 pub fn is(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| is_type(value.as_bytes()))
+}
+
+/// What a request is of gRPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Nothing.
+    None,
+    /// A call.
+    Grpc,
+    /// A call as browsers speak it, which is one of gRPC to endpoints whose port says that they speak that.
+    Web(Web),
+}
+
+impl Call {
+    /// What one with these fields is.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let Some(value) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else { return Self::None };
+        if is_type(value) { Self::Grpc } else { Web::of(value, headers).map_or(Self::None, Self::Web) }
+    }
+
+    /// Whether it is one, spoken in either way.
+    pub fn is_any(self) -> bool {
+        self != Self::None
+    }
+
+    /// Whether it is gRPC itself.
+    pub fn is_grpc(self) -> bool {
+        self == Self::Grpc
+    }
 }
 
 fn is_type(value: &[u8]) -> bool {
@@ -81,8 +112,6 @@ pub fn code(status: StatusCode) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn with(name: HeaderName, values: &[&'static str]) -> HeaderMap {

@@ -22,6 +22,7 @@ pub mod tape;
 mod unread;
 pub mod until;
 pub mod wait;
+pub mod web;
 pub mod window;
 
 pub use body::{RequestBody, ResponseBody};
@@ -30,3 +31,4 @@ pub use count::Count;
 pub use error::BoxError;
 pub use fields::Fields;
 pub use until::Until;
+pub use web::Web;

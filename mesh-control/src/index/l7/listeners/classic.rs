@@ -227,11 +227,6 @@ impl One<'_> {
             let message = format!("{} is not served", self.server.port.protocol);
             return told(Problem::error(format!("{}.port.protocol", self.field), message).help("nobody listens there"));
         }
-        if spoken == Some("GRPC-WEB") {
-            let message = "GRPC-WEB is served as HTTP: nothing here makes gRPC of it";
-            let help = "let it go to what speaks gRPC-Web itself; a server of gRPC does not understand it";
-            told(Problem::warning(format!("{}.port.protocol", self.field), message).help(help));
-        }
         if is_http {
             made.in_force.insert(self.key());
             return self.add_plain(made, plain.entry(self.bind()).or_default(), problems);

@@ -25,7 +25,7 @@ use crate::resource::gateway_ports::GatewayPorts;
 use crate::resource::routing::istio_gateway::{IstioGateway, Server, ServerMode};
 use crate::resource::routing::values::protocol;
 use crate::resource::routing::{Routed, VirtualService};
-use crate::resource::waypoint::GATEWAY_NAME;
+use crate::resource::waypoint::{GATEWAY_NAME, TUNNEL, TUNNEL_HTTP};
 use crate::resource::{Key, Kind, Labels, meta};
 
 /// What pods of egress gateways have as the label `istio`.
@@ -236,7 +236,8 @@ impl One<'_> {
         let (encryption, refused) = match (&self.server.tls, secure) {
             (Some(tls), true) if mode == Some(ServerMode::IstioMutual) => match server_tls::of_mesh(self, tls) {
                 Ok(problem) => {
-                    problems.extend(problem.map(|problem| (self.key(), problem)));
+                    let untaken = self.is_out_of_reach().then(|| server_tls::out_of_reach(self));
+                    problems.extend(problem.into_iter().chain(untaken).map(|problem| (self.key(), problem)));
                     (Encryption::Mesh, None)
                 }
                 Err(refused) => (Encryption::Mesh, Some(refused)),
@@ -284,6 +285,12 @@ impl One<'_> {
             serves,
         };
         made.listeners.push((Arc::new(listener), self.key(), self.field.clone()));
+    }
+
+    /// The gateway has pods, and none of them takes tunnels.
+    fn is_out_of_reach(&self) -> bool {
+        let takes = |labels: &Labels| labels.get(TUNNEL).is_some_and(|kind| kind == TUNNEL_HTTP);
+        self.around.pods.get(self.gateway).is_some_and(|pods| !pods.is_empty() && !pods.iter().any(takes))
     }
 
     /// The hosts, each with the namespaces whose VirtualServices may have it: a name, `.` or `*`.

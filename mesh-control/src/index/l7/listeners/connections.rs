@@ -38,6 +38,11 @@ pub(super) fn passages(one: &One<'_>, encryption: &Encryption, problems: &mut Pr
                         Encryption::None | Encryption::Mesh => vec![HostPattern::Any],
                         _ => hosts.clone(),
                     };
+                    // Nothing tells connections of one name apart.
+                    if names.iter().all(|name| all.iter().any(|earlier: &Passage| earlier.hosts.contains(name))) {
+                        let message = format!("an earlier rule has all connections of the server {}", one.field);
+                        notes.warn(format!("spec.tcp[{index}]"), message, "delete one, or write a port for each");
+                    }
                     all.push(passage(one, object, names, &rule.route, &field, &mut notes));
                 }
             }

@@ -13,6 +13,7 @@ use crate::index::certificates::{Part, Reference};
 use crate::resource::routing::istio_gateway::{self as kind, ServerMode, ServerTls};
 use crate::resource::secret::named;
 use crate::resource::tls_names::{self, SUITES};
+use crate::resource::waypoint::{TUNNEL, TUNNEL_HTTP};
 use crate::resource::{Key, Kind, meta};
 
 /// The server is closed, and why.
@@ -84,6 +85,13 @@ pub(super) fn of_mesh(one: &One<'_>, written: &ServerTls) -> Result<Option<Probl
         let message = "clients come in tunnels of the mesh, whose versions and suites are the mesh's";
         Problem::warning(format!("{}.tls", one.field), message).help("delete versions and suites")
     }))
+}
+
+/// Nobody in the mesh has a tunnel to the pods of the gateway.
+pub(super) fn out_of_reach(one: &One<'_>) -> Problem {
+    let message = format!("no pod of the gateway {} takes tunnels, and nobody else gets in", one.gateway);
+    let help = format!("have its pods labelled {TUNNEL}: {TUNNEL_HTTP}");
+    Problem::warning(format!("{}.tls.mode", one.field), message).help(help)
 }
 
 /// A Secret is of the namespace of the pods that show it.

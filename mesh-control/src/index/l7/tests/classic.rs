@@ -5,6 +5,8 @@ use mesh_core::spoken::TlsVersion;
 
 use super::*;
 use crate::index::certificates::Part;
+use crate::resource::Labels;
+use crate::resource::waypoint::TUNNEL;
 
 /// A gateway of the Gateway API whose pods are called as Istio's Gateways select them.
 fn edge() -> Json {
@@ -383,10 +385,32 @@ fn features_GW_4_a_server_with_the_mesh_s_own_tls_serves_who_comes_in_tunnels() 
     assert_eq!(bytes.problems.len(), 0, "{:?}", bytes.problems);
     let passage = listened(&bytes).port(443).unwrap().all_inside().unwrap().passage(None).unwrap();
     assert_eq!(passage.hosts, [mesh_core::l7::HostPattern::Any]);
+    // Where both say where they go the oldest says it.
+    let second = object(Kind::VirtualService, "shop", "b", &rule.replace("v1", "v2"));
+    let both = made(&[gateway("shop", "one", server), object(Kind::VirtualService, "shop", "a", rule), second]);
+    let told: Vec<_> = both.problems.iter().map(|(key, problem)| (key.to_string(), problem.field.as_str())).collect();
+    assert_eq!(told, [("VirtualService shop/b".to_owned(), "spec.tcp[0]")]);
     let other = server.replace("a.com", "b.com");
     let two = made(&[gateway("shop", "one", server), gateway("shop", "two", &other)]);
     let told: Vec<_> = two.problems.iter().filter(|(_, problem)| problem.message.contains("several servers")).collect();
     assert_eq!(told.len(), 2, "{:?}", two.problems);
+}
+
+#[test]
+fn features_GW_4_who_writes_the_mesh_s_own_tls_hears_that_no_pod_takes_tunnels() {
+    let server = "[{port: {number: 443, name: tls, protocol: TLS}, hosts: [a.com], tls: {mode: ISTIO_MUTUAL}}]";
+    let (objects, settings) = (objects(&[edge(), gateway("shop", "one", server)]), Settings::default());
+    let indexed = super::super::super::routing::index(&objects, &settings);
+    let pod = |tunnel: &str| Labels::from([(TUNNEL.to_owned(), tunnel.to_owned())]);
+    for (pods, expected) in
+        [(vec![], 0), (vec![pod("none")], 1), (vec![Labels::new()], 1), (vec![pod("none"), pod("http")], 0)]
+    {
+        let pods = [(NamespacedName::new("shop", "edge"), pods.iter().cloned().collect())].into();
+        let around = Around::new(&objects, &settings, &indexed).with_pods(pods, Default::default());
+        let made = super::super::index(&settings, &around, &Served::new());
+        let told = made.problems.iter().filter(|(_, problem)| problem.field == "spec.servers[0].tls.mode");
+        assert_eq!(told.count(), expected, "{:?}", made.problems);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use arcstr::ArcStr;
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{EXPECT, HOST};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
@@ -63,6 +63,8 @@ pub struct Report {
     web: Option<Web>,
     /// Its body has to come at some rate.
     paced: bool,
+    /// Its client has said that a body follows at once.
+    announced: bool,
     status: u16,
     grpc_status: Option<u16>,
     flags: Flags,
@@ -94,10 +96,18 @@ pub struct Report {
     ended: Option<&'static str>,
 }
 
+/// Whether a client of HTTP/1.1 says that it has a body: by its length, or because it waits to be asked for it. One in chunks may be made as it goes.
+fn is_announced(request: &Request<Incoming>) -> bool {
+    let body = request.body();
+    let is_one = request.version() != Version::HTTP_2 && !body.is_end_stream();
+    is_one && (body.size_hint().exact().is_some() || request.headers().contains_key(EXPECT))
+}
+
 impl Report {
     /// A request has come.
     pub fn begin(down: Arc<Downstream>, request: &Request<Incoming>) -> Self {
-        down.watch.begin();
+        let announced = is_announced(request);
+        down.watch.begin(announced);
         let https = down.scheme() == "https";
         Self {
             down,
@@ -109,6 +119,7 @@ impl Report {
             grpc: false,
             web: None,
             paced: false,
+            announced,
             status: 0,
             grpc_status: None,
             flags: Flags::default(),
@@ -248,7 +259,8 @@ impl Report {
     /// Counts what comes of its body.
     pub fn received(&mut self) -> Arc<Count> {
         let connection = || self.paced.then(|| Arc::clone(&self.down.watch));
-        let fresh = || Arc::new(Count::new(self.grpc, connection()));
+        let awaited = || self.announced.then(|| Arc::clone(&self.down.watch));
+        let fresh = || Arc::new(Count::new(self.grpc, connection(), awaited()));
         Arc::clone(self.received.get_or_insert_with(fresh))
     }
 

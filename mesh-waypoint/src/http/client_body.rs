@@ -58,8 +58,8 @@ impl ClientBody {
         }
     }
 
-    /// Waits for the body until it has ended, or more than `most` bytes of it are here.
-    pub async fn look(&mut self, most: usize) -> Result<Seen, hyper::Error> {
+    /// Waits for the body until it has ended, or more than `most` bytes of it are here; tells when it begins.
+    pub async fn look(&mut self, most: usize, begun: impl Fn()) -> Result<Seen, hyper::Error> {
         let mut bytes = BytesMut::new();
         let ahead = self.ahead.get_or_insert_default();
         // In one piece: small ones would cost much more than they are.
@@ -68,7 +68,10 @@ impl ClientBody {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await;
             match frame.transpose()?.map(Frame::into_data) {
                 None => break,
-                Some(Ok(data)) => bytes.extend_from_slice(&data),
+                Some(Ok(data)) => {
+                    begun();
+                    bytes.extend_from_slice(&data);
+                }
                 Some(Err(frame)) => ahead.trailers = frame.into_trailers().ok(),
             }
         }

@@ -62,6 +62,8 @@ pub struct Count {
     broken: OnceLock<Broken>,
     /// The connection, if it is to come at some rate.
     connection: Option<Arc<Watch>>,
+    /// The connection, if that is to know when it begins.
+    awaited: Option<Arc<Watch>>,
     /// Where it is noted there since it was waited for.
     noted: Mutex<Option<usize>>,
     /// When its end was here.
@@ -82,11 +84,11 @@ pub enum Broken {
 }
 
 impl Count {
-    /// Nothing has come. If there is a connection, the body has to come at some rate, which whoever serves that looks at.
+    /// Nothing has come. `awaited`: whose connection waits for its beginning. If there is a connection, the body has to come at some rate, which whoever serves that looks at.
     #[must_use]
-    pub fn new(grpc: bool, connection: Option<Arc<Watch>>) -> Self {
+    pub fn new(grpc: bool, connection: Option<Arc<Watch>>, awaited: Option<Arc<Watch>>) -> Self {
         let (bytes, broken, noted, ended, moved_ms, wait) = Default::default();
-        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted, ended, moved_ms, wait }
+        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, awaited, noted, ended, moved_ms, wait }
     }
 
     /// What has come of `body`, or the end of one that is too slow.
@@ -170,6 +172,7 @@ impl Count {
 
     fn add(&self, data: &[u8]) {
         self.bytes.fetch_add(data.len() as u64, Relaxed);
+        self.awaited.iter().for_each(|watch| watch.has_body());
         if let Some(messages) = &self.messages {
             messages.lock().feed(data);
         }
@@ -233,11 +236,11 @@ mod tests {
         let mut body = vec![0, 0, 0, 0, 3, 1, 2, 3, 1, 0, 0, 0, 0, 0, 0, 0, 1, 4];
         body.extend([7; 260]);
         for cut in 1..body.len() {
-            let count = Count::new(true, None);
+            let count = Count::new(true, None, None);
             body.chunks(cut).for_each(|part| count.add(part));
             assert_eq!((count.messages(), count.bytes()), (3, body.len() as u64), "cut at {cut}");
         }
-        let count = Count::new(false, None);
+        let count = Count::new(false, None, None);
         count.add(&body);
         assert_eq!((count.messages(), count.bytes()), (0, body.len() as u64));
     }

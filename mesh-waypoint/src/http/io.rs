@@ -38,6 +38,8 @@ pub struct Watch {
     heard: AtomicBool,
     /// When the connection began to wait, in milliseconds since it began; [`NEVER`] before anything was heard.
     since: AtomicU64,
+    /// Nothing has come of a body that was announced: there is no reason to wait for it for as long as for one that comes.
+    awaited: AtomicBool,
     /// How the client's body comes, in the same measure.
     pace: Pace,
     /// The same of HTTP/2, for each stream.
@@ -64,6 +66,7 @@ impl Default for Watch {
             requests: AtomicU32::new(0),
             heard: AtomicBool::new(false),
             since: AtomicU64::new(NEVER),
+            awaited: AtomicBool::new(false),
             pace: Pace::default(),
             bodies: Mutex::default(),
             head: AtomicUsize::new(usize::MAX),
@@ -185,11 +188,17 @@ impl Watch {
         self.heard.store(true, Relaxed);
     }
 
-    /// A request has come.
-    pub fn begin(&self) {
+    /// A request has come; `announced`: it has said that a body follows at once.
+    pub fn begin(&self, announced: bool) {
         self.pace.begin();
+        self.awaited.store(announced, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         self.heard.store(false, Relaxed);
+    }
+
+    /// Some of its body is here.
+    pub fn has_body(&self) {
+        self.awaited.store(false, Relaxed);
     }
 
     /// A request is answered, with all of its body.
@@ -227,7 +236,9 @@ impl Watch {
                 true => Duration::from_millis(self.pace.waited(self.now())),
                 false => Duration::ZERO,
             };
-            return if stalled < body { Ok(look.min(body - stalled)) } else { Err(TooSlow::Body) };
+            // Who does not begin is too slow as one whose head does not end.
+            let limit = header.filter(|_| self.awaited.load(Relaxed)).map_or(body, |header| header.min(body));
+            return if stalled < limit { Ok(look.min(limit - stalled)) } else { Err(TooSlow::Body) };
         }
         let since = self.since.load(Relaxed);
         let (limit, slow) = match header.filter(|_| self.heard.load(Relaxed)) {
@@ -510,6 +521,23 @@ mod tests {
         assert!(stalled.left(silent, Some(header), body, idle).is_ok(), "an endpoint may take its time");
         stalled.pace.stall(0);
         assert_eq!(stalled.left(silent, Some(header), body, idle), Err(TooSlow::Body));
+        // (announced, some of it is here, seconds, expected)
+        for (announced, begun, waited, expected) in [
+            (true, false, 9, None),
+            (true, false, 10, Some(TooSlow::Body)),
+            (true, true, 299, None),
+            (true, true, 300, Some(TooSlow::Body)),
+            (false, false, 299, None),
+        ] {
+            let watch = watch(waited, false, 0);
+            watch.begin(announced);
+            if begun {
+                watch.has_body();
+            }
+            watch.pace.stall(0);
+            let left = watch.left(silent, Some(header), body, idle);
+            assert_eq!(left.err(), expected, "hardening B163: {announced} {begun} {waited}");
+        }
         // Who has never said anything need not be waited for as long as who has asked before.
         for header in [Some(header), None] {
             for (waited, silent, expected) in [

@@ -99,7 +99,7 @@ mod tests {
     fn features_VS_14_a_time_runs_from_the_end_of_the_request() {
         let zero = Instant::now();
         let at = |seconds: u64| zero + Duration::from_secs(seconds);
-        let (count, ended) = (|| Count::new(false, None), Count::new(false, None));
+        let (count, ended) = (|| Count::new(false, None, None), Count::new(false, None, None));
         ended.ended(at(4));
         let (waits, left) = (count(), count());
         waits.wait.begin();
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn an_end_stays_the_first_one() {
-        let count = Count::new(false, None);
+        let count = Count::new(false, None, None);
         let zero = Instant::now();
         count.ended(zero);
         count.ended(zero + Duration::from_secs(1));

@@ -108,7 +108,8 @@ pub async fn ask(question: &Question<'_>, askers: &[Asker], body: &mut ClientBod
         let sample = match authorizer.body.filter(|_| !question.is_endless) {
             Some(shown) => {
                 let patience = question.down.lane.shared.settings.body_timeout;
-                let seen = tokio::time::timeout(patience, sample(shown, body)).await;
+                let begun = || question.down.watch.has_body();
+                let seen = tokio::time::timeout(patience, sample(shown, body, begun)).await;
                 Some(seen.unwrap_or(Err(Refusal::Body))?)
             }
             None => None,
@@ -143,11 +144,11 @@ pub async fn ask(question: &Question<'_>, askers: &[Asker], body: &mut ClientBod
     Ok(allowed)
 }
 
-async fn sample(shown: BodyShown, body: &mut ClientBody) -> Result<Sample, Refusal> {
+async fn sample(shown: BodyShown, body: &mut ClientBody, begun: impl Fn()) -> Result<Sample, Refusal> {
     if !shown.partial && body.size_hint().lower() > shown.most as u64 {
         return Err(Refusal::TooLarge);
     }
-    let seen = body.look(shown.most).await.map_err(|_| Refusal::Body)?;
+    let seen = body.look(shown.most, begun).await.map_err(|_| Refusal::Body)?;
     if !seen.is_whole && !shown.partial {
         return Err(Refusal::TooLarge);
     }

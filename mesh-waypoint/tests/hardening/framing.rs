@@ -153,6 +153,38 @@ async fn hardening_B163_B164_a_body_that_does_not_go_on_ends_its_connection() {
 }
 
 #[tokio::test]
+async fn hardening_B163_who_announces_a_body_begins_it_or_is_not_waited_for() {
+    assert_eq!(Settings::default().header_timeout, Duration::from_secs(10));
+    let (app, _told) = noting(StatusCode::OK).await;
+    let settings = Settings { header_timeout: Duration::from_millis(300), ..Settings::default() };
+    let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app])], Table::default(), settings).await;
+    let ask = async |head: &str| {
+        let mut stream = waypoint.stream(ASK).await.unwrap();
+        stream.write_all(format!("POST / HTTP/1.1\r\nhost: shop\r\n{head}").as_bytes()).await.unwrap();
+        stream
+    };
+    // What has begun, or may be made as it goes, is waited for.
+    let begun = ask("content-length: 2\r\nconnection: close\r\n\r\na").await;
+    let made = ask("transfer-encoding: chunked\r\nconnection: close\r\n\r\n").await;
+    for head in [
+        "content-length: 9\r\n\r\n",
+        "content-length: 9\r\nexpect: 100-continue\r\n\r\n",
+        "transfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n",
+    ] {
+        let (mut stream, mut answer) = (ask(head).await, Vec::new());
+        let _ = soon("the end", stream.read_to_end(&mut answer)).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains(" 200 "), "{head}: {answer}");
+    }
+    for (mut stream, rest) in [(begun, "b"), (made, "1\r\na\r\n0\r\n\r\n")] {
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = soon("the end", stream.read_to_end(&mut answer)).await;
+        assert_eq!(statuses(&String::from_utf8_lossy(&answer)), ["200"], "{rest}");
+    }
+}
+
+#[tokio::test]
 async fn hardening_B164_requests_in_one_piece_are_answered_in_order() {
     let app = echo("app").await;
     let waypoint = waypoint(app).await;

@@ -41,7 +41,9 @@ async fn application() -> SocketAddr {
             [(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("5"))].into_iter().collect();
         let is_bare = head.uri.path() == "/head";
         let frames = [Ok::<_, Infallible>(Frame::data(body)), Ok(Frame::trailers(ending.clone()))];
-        let frames = stream::iter(frames.into_iter().skip(if is_bare { 2 } else { 0 }));
+        // `/unsaid` ends without a status.
+        let (skipped, sent) = (if is_bare { 2 } else { 0 }, if head.uri.path() == "/unsaid" { 1 } else { 2 });
+        let frames = stream::iter(frames.into_iter().take(sent).skip(skipped));
         let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
         answer.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc+proto"));
         if is_bare {
@@ -118,6 +120,15 @@ async fn features_GW_2_an_answer_without_messages_says_its_status_in_its_head() 
         assert_eq!((answer.status(), kind(&answer)), (StatusCode::OK, "application/grpc-web+proto"), "{path}");
         assert_eq!((answer.headers()["grpc-status"].to_str().unwrap(), answer.body().len()), (expected, 0), "{path}");
     }
+}
+
+#[tokio::test]
+async fn features_GW_2_a_call_that_its_application_ends_without_a_status_has_one() {
+    let waypoint = shop(AppProtocol::Grpc, &[application().await]).await;
+    let answer = waypoint.ask(ASK, call("/unsaid", "application/grpc-web", MESSAGE)).await;
+    let said = answer.body().strip_prefix(MESSAGE).unwrap();
+    assert!(said.starts_with(b"\x80") && said[5..].starts_with(b"grpc-status:2\r\ngrpc-message:"), "{said:?}");
+    assert_eq!(usize::from(said[4]), said.len() - 5);
 }
 
 #[tokio::test]
